@@ -1,0 +1,17 @@
+"""Callbacks observe; none changes training. Import a class here to give it a short name."""
+
+from rlsgd.callbacks.completions import CompletionLog
+from rlsgd.callbacks.effective_rank import EffectiveRank
+from rlsgd.callbacks.export import HFExport
+from rlsgd.callbacks.memory import Memory
+from rlsgd.callbacks.progress import IterationProgress
+from rlsgd.callbacks.update_sparsity import UpdateSparsity
+
+__all__ = [
+    "CompletionLog",
+    "EffectiveRank",
+    "HFExport",
+    "IterationProgress",
+    "Memory",
+    "UpdateSparsity",
+]

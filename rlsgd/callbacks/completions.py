@@ -1,0 +1,90 @@
+"""Sample completions where people look: TensorBoard's text tab and a JSONL file."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from rlsgd.callbacks.base import EveryNEpochs, append_jsonl
+from rlsgd.types import Rollouts
+
+MARKUP = {ord(character): f"&#{ord(character)};" for character in "\\`*_{}[]()#+-.!|~\"'"}
+
+
+class CompletionLog(EveryNEpochs):
+    """The first completions of each rollout with their rewards, and all predictions.
+
+    Args:
+        every_n_epochs: cadence.
+        count: completions shown.
+        max_characters: of each text in TensorBoard; the JSONL file has them whole.
+    """
+
+    def __init__(
+        self, every_n_epochs: int = 1, count: int = 8, max_characters: int = 2000
+    ) -> None:
+        super().__init__(every_n_epochs)
+        self.count = count
+        self.max_characters = max_characters
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx > 0 or not self.is_due(trainer) or not getattr(batch, "completions", None):
+            return
+        records = [
+            {"epoch": trainer.current_epoch, "global_step": trainer.global_step, **record}
+            for record in completion_records(batch)[: self.count]
+        ]
+        for record in records:
+            append_jsonl(trainer, "completions.jsonl", record)
+        table = self.table(records)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                logger.experiment.add_text("completions", table, trainer.global_step)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        for record in completion_records(outputs):
+            append_jsonl(trainer, "predictions.jsonl", record)
+
+    def table(self, records: list[dict[str, Any]]) -> str:
+        """A markdown table; text of the model is escaped, since TensorBoard renders markup."""
+        rows = ["| prompt | completion | answer | reward |", "|---|---|---|---|"]
+        for record in records:
+            texts = (self.escape(record[key]) for key in ("prompt", "completion", "answer"))
+            rows.append(f"| {' | '.join(texts)} | {record['reward']:.3f} |")
+        return "\n".join(rows)
+
+    def escape(self, text: str) -> str:
+        """Plain text inside a markdown table cell."""
+        cut = text[: self.max_characters] + ("..." if len(text) > self.max_characters else "")
+        escaped = html.escape(cut, quote=False).translate(MARKUP)
+        return escaped.replace("\r", "").replace("\n", "<br>")
+
+
+def completion_records(rollouts: Rollouts) -> list[dict[str, Any]]:
+    """One plain record for each completion."""
+    rewards = rollouts.rewards.tolist() if rollouts.rewards is not None else []
+    return [
+        {
+            "prompt": prompt.text,
+            "completion": completion,
+            "answer": prompt.problem.answer,
+            "reward": reward,
+            "truncated": bool(truncated),
+        }
+        for prompt, completion, reward, truncated in zip(
+            rollouts.prompts, rollouts.completions, rewards, rollouts.truncated, strict=True
+        )
+    ]

@@ -1,0 +1,74 @@
+"""Effective rank of the weight update, as arXiv:2602.07729 defines it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from statistics import fmean
+
+from lightning.pytorch import LightningModule, Trainer
+
+from rlsgd.callbacks.base import UpdateCallback, append_jsonl, kind_of, log_metrics
+from rlsgd.callbacks.heatmap import log_heatmap
+from rlsgd.functional.updates import effective_rank, squared_spectrum, stable_rank
+
+
+class EffectiveRank(UpdateCallback):
+    """Rank of every 2-D update since the start: exact, averaged over matrices.
+
+    `update/effective_rank` is the smallest count of singular values that holds `energy` of the
+    squared spectrum; `update/effective_rank_percent` is that count as percent of min(m, n);
+    `update/stable_rank` is the squared Frobenius norm over the squared largest singular value. A
+    zero update has rank 0. In full in `effective_rank.jsonl`.
+
+    Args:
+        every_n_epochs: cadence; the last epoch is always measured.
+        energy: share of the squared spectrum, in (0, 1].
+        heatmap: draw percent of full rank, layers x kinds, after the last epoch.
+    """
+
+    def __init__(
+        self, every_n_epochs: int = 1, energy: float = 0.99, heatmap: bool = True
+    ) -> None:
+        super().__init__(every_n_epochs)
+        if not 0 < energy <= 1:
+            raise ValueError("EffectiveRank.energy must be in (0, 1]")
+        self.energy = energy
+        self.heatmap = heatmap
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.is_due(trainer):
+            return
+        ranks = self.ranks(pl_module)
+        if not ranks:
+            return
+        metrics = {
+            f"update/{key}": fmean(rank[key] for rank in ranks.values())
+            for key in ("effective_rank", "effective_rank_percent", "stable_rank")
+        }
+        by_kind: dict[str, list[float]] = defaultdict(list)
+        for name, rank in ranks.items():
+            by_kind[kind_of(name)].append(rank["effective_rank_percent"])
+        for kind, percents in by_kind.items():
+            metrics[f"update_kind/{kind}/effective_rank_percent"] = fmean(percents)
+        log_metrics(trainer, metrics)
+        record = {"epoch": trainer.current_epoch, "global_step": trainer.global_step}
+        append_jsonl(trainer, "effective_rank.jsonl", {**record, "tensors": ranks})
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        if self.heatmap and last and trainer.is_global_zero:
+            percents = {name: rank["effective_rank_percent"] for name, rank in ranks.items()}
+            log_heatmap(trainer, "update/effective_rank_percent_by_layer", percents, (0.0, 100.0))
+
+    def ranks(self, pl_module: LightningModule) -> dict[str, dict[str, float]]:
+        """Effective rank, percent and stable rank of each 2-D parameter's update."""
+        ranks = {}
+        for name, weight, initial in self.tensors(pl_module, self.initial):
+            if weight.ndim != 2:
+                continue
+            spectrum = squared_spectrum(weight - initial)
+            rank = effective_rank(spectrum, energy=self.energy)
+            ranks[name] = {
+                "effective_rank": rank,
+                "effective_rank_percent": 100 * rank / min(weight.shape),
+                "stable_rank": float(stable_rank(spectrum)),
+            }
+        return ranks

@@ -1,0 +1,30 @@
+"""The trained policy as a folder that transformers, vLLM and `--model.policy` can load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from rlsgd.callbacks.base import run_folder
+from rlsgd.distributed import full_parameters
+
+
+class HFExport(Callback):
+    """Writes weights (safetensors), config and tokenizer when training ends.
+
+    Args:
+        folder: where to; none means `hf/` in the run's folder.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module: Any = pl_module
+        folder = Path(self.folder) if self.folder else run_folder(trainer) / "hf"
+        state = {name: value.cpu() for name, value in full_parameters(module.policy)}
+        if trainer.is_global_zero:
+            module.policy.save_pretrained(folder, state_dict=state)
+            module.tokenizer.save_pretrained(folder)

@@ -1,0 +1,93 @@
+"""Memory: bytes counted from the tensors, peaks measured by the system, and the closed form."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from rlsgd.callbacks.base import EveryNEpochs, log_metrics
+
+# float32 numbers that an optimizer keeps for each weight (arXiv:2602.07729, section on memory)
+STATES_PER_WEIGHT = {
+    torch.optim.SGD: lambda group: int(group["momentum"] != 0),
+    torch.optim.RMSprop: lambda group: 1 + bool(group["momentum"]) + bool(group["centered"]),
+    torch.optim.Adam: lambda group: 2 + bool(group["amsgrad"]),
+    torch.optim.AdamW: lambda group: 2 + bool(group["amsgrad"]),
+}
+
+
+class Memory(EveryNEpochs):
+    """Bytes of parameters, gradients and optimizer state on this rank, and peaks, as `memory/...`.
+
+    `closed_form_bytes` is 4 bytes for each weight and for each number the optimizer keeps of it:
+    12 bytes a weight with AdamW, 4 with SGD; it is left out for optimizers it does not know.
+    `peak_rss_bytes` is the process's whole resident memory, `peak_device_bytes` CUDA's allocator's.
+
+    Args:
+        every_n_epochs: cadence; the last epoch is always measured.
+    """
+
+    gradient_bytes = 0
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        gradients = (p.grad for p in pl_module.parameters() if p.grad is not None)
+        self.gradient_bytes = max(self.gradient_bytes, num_bytes(gradients))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.is_due(trainer):
+            return
+        states = (
+            value
+            for optimizer in trainer.optimizers
+            for state in optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, Tensor)
+        )
+        trained = [p for p in pl_module.parameters() if p.requires_grad]
+        frozen = [p for p in pl_module.parameters() if not p.requires_grad]
+        metrics: dict[str, float] = {
+            "memory/parameter_bytes": num_bytes(trained),
+            "memory/frozen_bytes": num_bytes(frozen),
+            "memory/gradient_bytes": self.gradient_bytes,
+            "memory/optimizer_state_bytes": num_bytes(states),
+            "memory/peak_rss_bytes": peak_rss_bytes(),
+        }
+        closed_form = [closed_form_bytes(optimizer) for optimizer in trainer.optimizers]
+        if None not in closed_form:
+            metrics["memory/closed_form_bytes"] = sum(b for b in closed_form if b is not None)
+        if torch.cuda.is_available():
+            metrics["memory/peak_device_bytes"] = torch.cuda.max_memory_allocated()
+        log_metrics(trainer, metrics)
+
+
+def num_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the given tensors' own elements; of a sharded tensor, this rank's part."""
+    local = (t.to_local() if isinstance(t, DTensor) else t for t in tensors)
+    return sum(t.numel() * t.element_size() for t in local)
+
+
+def closed_form_bytes(optimizer: torch.optim.Optimizer) -> int | None:
+    """4 x (1 + states) bytes for each weight, or None for an optimizer it does not know."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    states: Any = STATES_PER_WEIGHT.get(type(optimizer))
+    if states is None:
+        return None
+    return sum(
+        4 * (1 + states(group)) * sum(p.numel() for p in group["params"])
+        for group in optimizer.param_groups
+    )
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident set of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

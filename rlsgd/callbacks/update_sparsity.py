@@ -1,0 +1,133 @@
+"""Update sparsity: which share of the weights has not changed, by which measure, and where."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from rlsgd.callbacks.base import (
+    UpdateCallback,
+    append_jsonl,
+    kind_of,
+    layer_of,
+    log_metrics,
+    run_folder,
+)
+from rlsgd.callbacks.heatmap import log_heatmap
+from rlsgd.checkpoints import LazyTensors, write_tensors
+from rlsgd.distributed import full_parameters
+from rlsgd.functional.updates import SparsityCounts, count_unchanged
+
+
+class UpdateSparsity(UpdateCallback):
+    """Share of unchanged weights since the start, and over the epoch's last optimizer step.
+
+    Three measures, since the number means nothing without one: exactly equal in float32, equal
+    after rounding both to bfloat16, and |weight - initial| <= tolerance for each tolerance
+    (arXiv:2602.07729 uses 1e-5). A tied weight counts once. Logged as `update/...` (whole model),
+    `update_kind/...`, `update_step/...`, a heatmap of layers x kinds, and in full, by layer and
+    tensor, in `update_sparsity.jsonl`.
+
+    Args:
+        every_n_epochs: cadence; the last epoch is always measured.
+        tolerances: absolute tolerances.
+        per_step: also compare with the weights before the epoch's last optimizer step, which are
+            put on disk for that moment.
+        heatmap_every_n: draw the heatmap at every n-th measurement and at the last; 0 is never.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        tolerances: Sequence[float] = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4),
+        per_step: bool = True,
+        heatmap_every_n: int = 10,
+    ) -> None:
+        super().__init__(every_n_epochs)
+        if any(tolerance < 0 for tolerance in tolerances):
+            raise ValueError("UpdateSparsity.tolerances must not be negative")
+        self.tolerances = tuple(tolerances)
+        self.per_step = per_step
+        self.heatmap_every_n = heatmap_every_n
+        self.measurements = 0
+        self.scratch: Path | None = None
+        self.before_step: LazyTensors | None = None
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if self.per_step and trainer.is_last_batch and self.is_due(trainer):
+            if self.scratch is None:
+                run_folder(trainer).mkdir(parents=True, exist_ok=True)
+                self.scratch = Path(tempfile.mkdtemp(prefix="scratch-", dir=run_folder(trainer)))
+            self.before_step = write_tensors(full_parameters(pl_module.policy), self.scratch)  # pyright: ignore
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.is_due(trainer):
+            return
+        self.measurements += 1
+        by_name = self.count(pl_module, self.initial)
+        total = sum(by_name.values(), SparsityCounts())
+        by_kind = _grouped(by_name, kind_of)
+        metrics = {f"update/{key}": value for key, value in total.fractions().items()}
+        for kind, counts in by_kind.items():
+            fractions = counts.fractions()
+            for key in ("unchanged_fp32", "unchanged_bf16"):
+                metrics[f"update_kind/{kind}/{key}"] = fractions[key]
+        if self.before_step is not None:
+            step_total = sum(self.count(pl_module, self.before_step).values(), SparsityCounts())
+            metrics |= {f"update_step/{k}": v for k, v in step_total.fractions().items()}
+        log_metrics(trainer, metrics)
+        layers = _grouped(by_name, lambda name: str(layer_of(name)))
+        append_jsonl(
+            trainer,
+            "update_sparsity.jsonl",
+            {
+                "epoch": trainer.current_epoch,
+                "global_step": trainer.global_step,
+                "dtype": str(next(pl_module.policy.parameters()).dtype),  # pyright: ignore
+                "total": total.fractions(),
+                "kinds": {kind: counts.fractions() for kind, counts in by_kind.items()},
+                "layers": {layer: counts.fractions() for layer, counts in layers.items()},
+                "tensors": {name: counts.fractions() for name, counts in by_name.items()},
+            },
+        )
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        due = self.heatmap_every_n and (self.measurements % self.heatmap_every_n == 0 or last)
+        if due and trainer.is_global_zero:
+            shares = {n: counts.fractions()["unchanged_bf16"] for n, counts in by_name.items()}
+            log_heatmap(trainer, "update/unchanged_bf16_by_layer", shares, (0.0, 1.0))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.remove_scratch()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self.remove_scratch()
+
+    def remove_scratch(self) -> None:
+        """Delete the weights that were put on disk for the per-step measurement."""
+        if self.scratch is not None:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            self.scratch, self.before_step = None, None
+
+    def count(self, pl_module: LightningModule, before: LazyTensors) -> dict[str, SparsityCounts]:
+        """Counts for each parameter against the given earlier weights."""
+        return {
+            name: count_unchanged(weight, initial, tolerances=self.tolerances)
+            for name, weight, initial in self.tensors(pl_module, before)
+        }
+
+
+def _grouped(by_name: dict[str, SparsityCounts], key) -> dict[str, SparsityCounts]:
+    groups: dict[str, SparsityCounts] = defaultdict(SparsityCounts)
+    for name, counts in by_name.items():
+        groups[key(name)] += counts
+    return dict(groups)

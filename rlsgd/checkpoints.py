@@ -1,0 +1,120 @@
+"""Tensor-by-tensor access to model folders on disk, so that measuring needs no second model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.utils.hub import cached_file
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+class LazyTensors:
+    """Named tensors in safetensors files, read one at a time.
+
+    A file is opened for each tensor and closed again: pages of a mapping that stays open count as
+    resident memory, and would be measured as if they were a second copy of the model.
+
+    Args:
+        files: tensor name -> file that holds it.
+    """
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self.files = dict(files)
+
+    @classmethod
+    def open(cls, path: str | Path) -> LazyTensors:
+        """A safetensors file, or a model folder or hub name with one or several of them.
+
+        Raises:
+            FileNotFoundError: there are no safetensors at `path`.
+        """
+        if Path(path).is_file():
+            return cls(_names([Path(path)]))
+        index = cached_file(str(path), INDEX, _raise_exceptions_for_missing_entries=False)
+        if index is None:
+            single = cached_file(str(path), SINGLE, _raise_exceptions_for_missing_entries=False)
+            if single is None:
+                raise FileNotFoundError(f"{path} holds neither {SINGLE} nor {INDEX}")
+            return cls(_names([Path(single)]))
+        shards = json.loads(Path(index).read_text())["weight_map"]
+        return cls({name: Path(index).parent / shard for name, shard in shards.items()})
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.files
+
+    def __getitem__(self, name: str) -> Tensor:
+        with safe_open(str(self.files[name]), framework="pt") as file:
+            return file.get_tensor(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, from the file's header alone."""
+        with safe_open(str(self.files[name]), framework="pt") as file:
+            return tuple(file.get_slice(name).get_shape())
+
+
+def write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> LazyTensors:
+    """Write each tensor to a file of its own in `folder`, holding one at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for index, (name, tensor) in enumerate(tensors):
+        files[name] = folder / f"{index:06d}.safetensors"
+        save_file({name: tensor.cpu().contiguous()}, files[name])
+    return LazyTensors(files)
+
+
+def starting_weights(
+    parameters: Iterable[tuple[str, Tensor]], path: str | None, snapshot: Path, *, resumed: bool
+) -> LazyTensors:
+    """The weights before training: the checkpoint on disk when it holds them, else a snapshot.
+
+    A snapshot is written where the model was initialised at random or where transformers renames
+    tensors on loading. A resumed run trusts names and shapes, or reads the snapshot of its start.
+
+    Args:
+        parameters: live parameters, whole, under their first name.
+        path: model folder or hub name they were loaded from; none if initialised at random.
+        snapshot: folder for the copy.
+        resumed: the live parameters are already trained.
+
+    Raises:
+        FileNotFoundError: a resumed run needs the snapshot and it is gone.
+    """
+    if resumed and snapshot.is_dir():
+        return LazyTensors(_names(sorted(snapshot.glob("*.safetensors"))))
+    live = list(parameters)
+    on_disk = None
+    if path is not None:
+        try:
+            on_disk = LazyTensors.open(path)
+        except FileNotFoundError:
+            on_disk = None
+    if on_disk is not None and all(_matches(on_disk, n, p, values=not resumed) for n, p in live):
+        return on_disk
+    if resumed:
+        raise FileNotFoundError(
+            f"{snapshot}: the starting weights of the resumed run are not there, so its update "
+            "cannot be measured. Restore the folder, or remove the update callbacks from "
+            "--trainer.callbacks"
+        )
+    return write_tensors(live, snapshot)
+
+
+def _names(files: Iterable[Path]) -> dict[str, Path]:
+    names = {}
+    for path in files:
+        with safe_open(str(path), framework="pt") as file:
+            names |= dict.fromkeys(file.keys(), path)
+    return names
+
+
+def _matches(on_disk: LazyTensors, name: str, parameter: Tensor, *, values: bool) -> bool:
+    if name not in on_disk or on_disk.shape(name) != tuple(parameter.shape):
+        return False
+    return not values or torch.equal(on_disk[name].to(parameter.dtype), parameter.cpu())

@@ -1,0 +1,71 @@
+"""The command `rlsgd`. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+HELP = """\
+usage: rlsgd COMMAND ...
+
+Optimizers in reinforcement-learning post-training of language models.
+
+commands:
+  fit        train a policy:              rlsgd fit --config configs/grpo_embedded.yaml
+  validate   greedy accuracy on the validation problems
+  test       the same on the test problems
+  predict    write greedy completions of the test problems to predictions.jsonl
+  study      run the arms of a study and report: rlsgd study configs/studies/quickstart.yaml
+
+rlsgd COMMAND --help lists a command's flags; rlsgd fit --model.help GRPO those of a class.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit status (3 where training diverged)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(HELP)
+        return 0
+    if argv[0] == "--version":
+        from rlsgd import __version__
+
+        print(__version__)
+        return 0
+    if argv[0] == "study":
+        from rlsgd.study.command import main as study
+
+        return study(argv[1:])
+    return train(argv)
+
+
+def train(argv: list[str]) -> int:
+    """`fit`, `validate`, `test` or `predict` through LightningCLI."""
+    from rlsgd.training_cli import TrainingCLI
+    from rlsgd.types import DivergedError
+
+    try:
+        TrainingCLI.run(argv)
+    except DivergedError as error:
+        print(f"rlsgd: diverged: {error}", file=sys.stderr)
+        return DivergedError.EXIT_CODE
+    except ValueError as error:
+        if not str(error).startswith("--"):
+            raise  # not one of ours: the traceback is worth more than the message
+        print(f"rlsgd: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(
+            f"rlsgd: error: no space left on the device while writing {error.filename or 'a file'};"
+            " what was saved before is untouched. Free space, or set --trainer.default_root_dir to "
+            "another disk",
+            file=sys.stderr,
+        )
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,7 @@
+"""Tasks, and the DataModules that turn them into prompts and batches."""
+
+from rlsgd.data.prompts import PromptDataModule
+from rlsgd.data.solutions import SolutionDataModule
+from rlsgd.data.tasks import DatasetTask, ReasoningGym, Task
+
+__all__ = ["DatasetTask", "PromptDataModule", "ReasoningGym", "SolutionDataModule", "Task"]

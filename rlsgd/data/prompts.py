@@ -1,0 +1,225 @@
+"""PromptDataModule: tokenized prompts of a task, and the scorer of what is sampled from them."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Literal
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, DistributedSampler
+from transformers import PreTrainedTokenizerBase
+
+from rlsgd.data.rendering import PromptRenderer
+from rlsgd.data.tasks.base import Task
+from rlsgd.models import load_tokenizer
+from rlsgd.problems import Problem, Prompt
+from rlsgd.rewards.base import Reward
+from rlsgd.rewards.scorer import Scorer
+from rlsgd.rollout.loader import ExperienceLoader
+
+
+class PromptDataModule(LightningDataModule):
+    """Prompts for training, validation and test, and the reward for their completions.
+
+    Args:
+        task: where problems come from.
+        tokenizer: path of the model whose tokenizer and chat template are used.
+        prompts_per_epoch: prompts of one iteration, over all ranks together.
+        group_size: completions sampled for each prompt.
+        reward: scores the completions; by default the reward that belongs to the task.
+        reward_timeout_seconds: the most that scoring one completion may take.
+        reward_failure_score: the reward of a completion whose verifier raised, hung or died.
+        system_prompt: put before the question, as a system message if there is a chat template. A
+            chat with a system message of its own keeps that instead.
+        chat_template: whether to apply the tokenizer's chat template; by default it is applied if
+            the tokenizer has one.
+        prompt_suffix: added to the end of every question.
+        max_prompt_tokens: longer prompts are an error.
+        val_problems: the most validation problems, and the most test problems; 0 for none.
+        val_batch_size: prompts in one validation or test batch of each rank.
+        seed: of the training problems. Validation and test do not depend on it.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: str,
+        prompts_per_epoch: int = 32,
+        group_size: int = 8,
+        reward: Reward | None = None,
+        reward_timeout_seconds: float = 10.0,
+        reward_failure_score: float = 0.0,
+        system_prompt: str | None = None,
+        chat_template: bool | None = None,
+        prompt_suffix: str = "",
+        max_prompt_tokens: int = 1024,
+        val_problems: int = 256,
+        val_batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.task = task
+        self.tokenizer_path = tokenizer
+        self.prompts_per_epoch = prompts_per_epoch
+        self.group_size = group_size
+        self.reward = reward
+        self.reward_timeout_seconds = reward_timeout_seconds
+        self.reward_failure_score = reward_failure_score
+        self.system_prompt = system_prompt
+        self.chat_template = chat_template
+        self.prompt_suffix = prompt_suffix
+        self.max_prompt_tokens = max_prompt_tokens
+        self.val_problems = val_problems
+        self.val_batch_size = val_batch_size
+        self.seed = seed
+        self.scorer: Scorer | None = None
+        self._held_out: dict[str, list[Prompt]] = {}
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of `tokenizer_path`."""
+        return load_tokenizer(self.tokenizer_path)
+
+    @cached_property
+    def renderer(self) -> PromptRenderer:
+        """Turns problems into prompts."""
+        return PromptRenderer(
+            self.tokenizer,
+            system_prompt=self.system_prompt,
+            chat_template=self.chat_template,
+            prompt_suffix=self.prompt_suffix,
+            max_prompt_tokens=self.max_prompt_tokens,
+        )
+
+    @property
+    def rank(self) -> int:
+        """This process's number; 0 without a trainer."""
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes; 1 without a trainer."""
+        return self.trainer.world_size if self.trainer else 1
+
+    def prepare_data(self) -> None:
+        self.task.prepare()
+
+    def setup(self, stage: str) -> None:
+        """Check every flag, cheapest first, render what can be known, and start the scorer."""
+        self._check_flags(stage)
+        reward = self.reward or self.task.default_reward()
+        if reward is None:
+            raise ValueError(
+                f"--data.reward is missing: the task {type(self.task).__name__} has none of its "
+                "own. For example --data.reward ExactAnswer"
+            )
+        self.teardown(stage)
+        scorer = Scorer(
+            reward,
+            timeout_seconds=self.reward_timeout_seconds,
+            failure_score=self.reward_failure_score,
+        )
+        try:
+            if stage == "fit":
+                self.prompts(0, rank=self.rank, world_size=self.world_size)
+            if stage in ("fit", "validate"):
+                self._held_out_prompts("validation")
+            else:
+                self._held_out_prompts("test")
+            scorer.wait_until_ready()
+        except BaseException:
+            scorer.close()
+            raise
+        self.scorer = scorer
+
+    def teardown(self, stage: str) -> None:
+        """Stop the scorer's processes."""
+        if self.scorer is not None:
+            self.scorer.close()
+            self.scorer = None
+
+    def prompts(self, epoch: int, *, rank: int = 0, world_size: int = 1) -> list[Prompt]:
+        """This rank's contiguous share of the epoch's prompts, a function of (seed, epoch)."""
+        share = self._share(self.prompts_per_epoch, world_size, flag="prompts_per_epoch")
+        count = self.prompts_per_epoch
+        problems = self.task.train_problems(seed=self.seed, epoch=epoch, count=count)
+        return self._render(problems[rank * share : (rank + 1) * share])
+
+    def train_dataloader(self) -> ExperienceLoader:
+        assert self.trainer is not None
+        return ExperienceLoader(self, self.trainer)
+
+    def val_dataloader(self) -> DataLoader | list:
+        return self._evaluation_loader("validation")
+
+    def test_dataloader(self) -> DataLoader | list:
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader | list:
+        return self._evaluation_loader("test")
+
+    def _render(self, problems: list[Problem]) -> list[Prompt]:
+        return [self.renderer.render(problem) for problem in problems]
+
+    def _held_out_prompts(self, split: Literal["validation", "test"]) -> list[Prompt]:
+        if split not in self._held_out:
+            problems = getattr(self.task, f"{split}_problems")(self.val_problems)
+            self._held_out[split] = self._render(problems)
+        prompts = self._held_out[split]
+        if 0 < len(prompts) < self.world_size:
+            raise ValueError(
+                f"--data.val_problems: {len(prompts)} {split} problems are too few for "
+                f"{self.world_size} ranks; give each of them one at least"
+            )
+        return prompts
+
+    def _evaluation_loader(self, split: Literal["validation", "test"]) -> DataLoader | list:
+        prompts = self._held_out_prompts(split)
+        if not prompts:
+            return []
+        batches = batches_of_rank(prompts, self.val_batch_size, self.rank, self.world_size)
+        # Lightning shards every loader whose sampler is not distributed; ours is sharded already.
+        sampler = DistributedSampler(batches, num_replicas=1, rank=0, shuffle=False)  # pyright: ignore[reportArgumentType]
+        return DataLoader(batches, batch_size=None, sampler=sampler, collate_fn=_unchanged)  # pyright: ignore[reportArgumentType]
+
+    def _check_flags(self, stage: str) -> None:
+        at_least_one = ("prompts_per_epoch", "group_size", "max_prompt_tokens", "val_batch_size")
+        for flag in at_least_one:
+            if getattr(self, flag) < 1:
+                raise ValueError(f"--data.{flag} must be at least 1; got {getattr(self, flag)}")
+        if self.val_problems < 0:
+            raise ValueError(f"--data.val_problems must not be negative; got {self.val_problems}")
+        if stage in ("test", "predict") and self.val_problems == 0:
+            raise ValueError(f"--data.val_problems is 0, which leaves nothing to {stage}")
+        self._share(self.prompts_per_epoch, self.world_size, flag="prompts_per_epoch")
+
+    def _share(self, count: int, world_size: int, *, flag: str) -> int:
+        if count % world_size:
+            raise ValueError(
+                f"--data.{flag} {count} cannot be divided among {world_size} ranks; make it a "
+                f"multiple of {world_size}"
+            )
+        return count // world_size
+
+
+def batches_of_rank(
+    prompts: list[Prompt], batch_size: int, rank: int, world_size: int
+) -> list[list[Prompt]]:
+    """This rank's share in batches: every prompt on one rank only, every rank as many batches.
+
+    Sampling with a sharded policy needs all ranks in every batch, so a rank with one prompt less
+    makes a batch smaller, not fewer batches. [P] prompts -> batches of at most `batch_size`.
+    """
+    share = _even_parts(prompts, world_size)[rank]
+    largest_share = math.ceil(len(prompts) / world_size)
+    return _even_parts(share, math.ceil(largest_share / batch_size))
+
+
+def _even_parts(prompts: list[Prompt], number: int) -> list[list[Prompt]]:
+    edges = [len(prompts) * part // number for part in range(number + 1)]
+    return [prompts[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+
+
+def _unchanged(batch: list[Prompt]) -> list[Prompt]:
+    return batch

@@ -1,0 +1,49 @@
+"""What a task is, and how a question is assigned to a set."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+
+from rlsgd.problems import Problem
+from rlsgd.rewards.base import Reward
+
+
+class Task(ABC):
+    """Verifiable problems in three sets without a question in common.
+
+    The methods are pure: whatever was called before, and in whichever process, the same arguments
+    give the same problems. Resuming, comparing optimizers and sharding rest on that.
+    """
+
+    def prepare(self) -> None:
+        """Fetch what the task needs, once for all processes of a machine."""
+        return None
+
+    @abstractmethod
+    def train_problems(self, *, seed: int, epoch: int, count: int) -> list[Problem]:
+        """The `count` training problems of one epoch, a function of (seed, epoch)."""
+
+    @abstractmethod
+    def validation_problems(self, count: int) -> list[Problem]:
+        """At most `count` problems, the same for every seed; none is ever trained on."""
+
+    @abstractmethod
+    def test_problems(self, count: int) -> list[Problem]:
+        """At most `count` problems, in neither the training nor the validation set."""
+
+    def default_reward(self) -> Reward | None:
+        """The reward that belongs to the task, if there is one."""
+        return None
+
+
+def question_hash(question: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") / 2**64
+
+
+def check_fraction(value: float, *, flag: str, lowest_excluded: bool) -> None:
+    """Raise unless the held-out fraction is in [0, 1), or (0, 1)."""
+    if not 0 <= value < 1 or (lowest_excluded and value == 0):
+        interval = "between 0 and 1" if lowest_excluded else "at least 0 and below 1"
+        raise ValueError(f"{flag} must be {interval}; got {value}")

@@ -1,0 +1,36 @@
+"""The few collective operations that rlsgd needs; without a process group they are the identity."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+
+def global_sum(value: Tensor) -> Tensor:
+    """Sum over all ranks."""
+    if dist.is_available() and dist.is_initialized():
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A 63-bit seed from (run seed, purpose, epoch, rank ...), different whenever a part differs."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@torch.no_grad()
+def full_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter once (tied weights under their first name), whole, one at a time.
+
+    A sharded parameter is gathered when its turn comes, so every rank must walk the iterator.
+    """
+    for name, parameter in module.named_parameters(remove_duplicate=True):
+        value = parameter.detach()
+        yield name, value.full_tensor() if isinstance(value, DTensor) else value

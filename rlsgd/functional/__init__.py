@@ -1,0 +1,1 @@
+"""The maths: pure functions over tensors. Imports torch and nothing else."""

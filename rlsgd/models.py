@@ -1,0 +1,163 @@
+"""Policy, reference and tokenizer: any causal language model that transformers loads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rlsgd.functional.logprobs import token_entropy, token_logprobs
+from rlsgd.types import Rollouts
+
+EMBEDDED = Path(__file__).parent / "assets" / "embedded"
+
+
+def cache_folder() -> Path:
+    """Where prepared models live: `$RLSGD_CACHE`, else `~/.cache/rlsgd`."""
+    return Path(os.environ.get("RLSGD_CACHE", Path.home() / ".cache" / "rlsgd"))
+
+
+def resolve_model(path: str) -> str:
+    """Turn what a user wrote after `--model.policy` into a local folder or a hub name.
+
+    Args:
+        path: `embedded` (the arithmetic model inside the package), the name of a model prepared in
+            the cache (`smollm2-135m-instruct`), a local folder, or a hub name `owner/name`.
+
+    Raises:
+        ValueError: nothing of that name is there.
+    """
+    if path == "embedded":
+        return str(EMBEDDED)
+    if Path(path).is_dir():
+        return path
+    if (prepared := cache_folder() / path).is_dir():
+        return str(prepared)
+    if path == "smollm2-135m-instruct":
+        raise ValueError(
+            f"--model.policy {path}: not prepared yet ({prepared} is not there). "
+            "Run: python tools/prepare_smollm2.py"
+        )
+    if path.count("/") == 1 and not path.startswith((".", "/", "~")):
+        return path  # a hub name; transformers says so if it cannot be reached
+    raise ValueError(
+        f"--model.policy {path}: no such folder, and not a hub name (owner/name), 'embedded' or a "
+        f"model prepared under {cache_folder()}"
+    )
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder; a missing pad token becomes the end-of-sequence token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(path))
+    except OSError as error:
+        raise ValueError(f"--model.policy {path}: no tokenizer could be loaded: {error}") from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"--model.policy {path}: its tokenizer has no eos token; add one to it")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_policy(path: str, *, random_weights: bool = False) -> PreTrainedModel:
+    """The model to train: float32 weights, train mode, every dropout 0.
+
+    Dropout must be off: it makes the policy that is updated differ from the one that sampled, so
+    that the ratio of the first minibatch is not 1.
+
+    Args:
+        path: see `resolve_model`.
+        random_weights: initialise from the folder's `config.json` alone, under the global seed.
+    """
+    folder = resolve_model(path)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        _zero_dropout(config)
+        if random_weights:
+            policy = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        else:
+            policy = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, dtype=torch.float32
+            )
+    except OSError as error:
+        raise ValueError(f"--model.policy {path}: the model could not be loaded: {error}") from error
+    # A shipped generation config (top-k 20, repetition penalty ...) would make the sampler's
+    # distribution differ from the policy's; only the special tokens are kept.
+    shipped = policy.generation_config or GenerationConfig()
+    policy.generation_config = GenerationConfig(
+        bos_token_id=shipped.bos_token_id,
+        eos_token_id=shipped.eos_token_id,
+        pad_token_id=shipped.pad_token_id,
+    )
+    return policy.train()
+
+
+def load_reference(path: str) -> PreTrainedModel:
+    """The frozen initial policy, in eval mode."""
+    reference = load_policy(path)
+    reference.requires_grad_(False)
+    return reference.eval()
+
+
+def _zero_dropout(config: PretrainedConfig) -> None:
+    for name, value in config.to_dict().items():
+        if ("drop" in name or name == "summary_first_dropout") and isinstance(value, float):
+            setattr(config, name, 0.0)
+
+
+def stop_token_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a completion: the tokenizer's eos and the model's own list."""
+    own = policy.generation_config.eos_token_id if policy.generation_config else None
+    listed = own if isinstance(own, list) else [own]
+    return sorted({tokenizer.eos_token_id, *(t for t in listed if t is not None)})
+
+
+def completion_logprobs(
+    model: PreTrainedModel, batch: Rollouts, *, temperature: float, with_entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities of the completion tokens under `model` at `temperature`.
+
+    Logits exist only for the columns in which some row has a completion token, never for the
+    prompt. Position ids count real tokens, so padding on either side changes nothing.
+
+    Returns:
+        logprobs [B, T], 0 outside the completion mask; and the entropy [B, T] likewise (without
+        gradient), or None.
+    """
+    mask = batch.completion_mask
+    columns = mask[:, 1:].any(0).nonzero().squeeze(1)  # [K] positions that predict a scored token
+    logits = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask.long(),
+        position_ids=(batch.attention_mask.long().cumsum(1) - 1).clamp(min=0),
+        logits_to_keep=columns,
+        use_cache=False,
+    ).logits  # [B, K, V]
+    scored = mask[:, columns + 1]
+    picked = token_logprobs(logits, batch.input_ids[:, columns + 1], temperature=temperature)
+    logprobs = _scatter(picked, scored, columns + 1, mask)
+    if not with_entropy:
+        return logprobs, None
+    with torch.no_grad():
+        entropy = token_entropy(logits.detach(), temperature=temperature)
+    return logprobs, _scatter(entropy, scored, columns + 1, mask)
+
+
+def _scatter(values: Tensor, scored: Tensor, columns: Tensor, mask: Tensor) -> Tensor:
+    """[B, K] values into the [B, T] layout, 0 where the mask is False."""
+    kept = torch.where(scored, values, 0.0)
+    return torch.zeros(mask.shape, dtype=kept.dtype, device=kept.device).index_copy(
+        1, columns, kept
+    )

@@ -1,0 +1,84 @@
+"""Ways to find the answer in a completion. Each returns the text found, or None."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from typing import Literal, get_args
+
+Extract = Literal["whole", "last_number", "answer_tag", "boxed"]
+
+_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_UNSIGNED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+# A minus after a digit, letter or bracket is a subtraction or a hyphen ("10-12"), not a sign.
+_NUMBER = re.compile(
+    rf"(?P<numerator>(?:(?<![\w)\]])[-+]\s?)?\$?(?:{_UNSIGNED}))"
+    r"(?:[eE](?P<exponent>[-+]?[0-9]{1,3})(?![0-9]))?"
+    r"(?:\s?/\s?(?P<denominator>0*[1-9][0-9]*))?"
+)
+
+
+def whole(text: str) -> str | None:
+    """All of the text, without the white space around it."""
+    return text.strip()
+
+
+def answer_tag(text: str) -> str | None:
+    """What stands between the last `<answer>` and `</answer>`, as reasoning_gym reads it."""
+    found = _ANSWER_TAG.findall(text)
+    return found[-1].strip() if found else None
+
+
+def boxed(text: str) -> str | None:
+    r"""The argument of the last `\boxed{...}`, braces balanced; None if it never closes."""
+    opening = "\\boxed{"
+    start = text.rfind(opening)
+    if start < 0:
+        return None
+    depth = 1
+    for end in range(start + len(opening), len(text)):
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        if depth == 0:
+            return text[start + len(opening) : end].strip()
+    return None
+
+
+def last_number(text: str) -> str | None:
+    """The last number: `-3`, `1,234.50`, `$12`, `3/4`, `.5` or `1e3`; the unit is not read."""
+    match = _last_match(text)
+    return match.group().strip() if match else None
+
+
+def read_number(text: str) -> Fraction | None:
+    """The exact value of the last number of the text, so that 0.5, 1/2 and .50 are equal."""
+    match = _last_match(text)
+    if match is None:
+        return None
+    digits = re.sub(r"[,$\s]", "", match["numerator"])
+    value = Fraction(Decimal(digits)) * Fraction(10) ** int(match["exponent"] or 0)
+    return value / Fraction(Decimal(match["denominator"] or 1))
+
+
+def _last_match(text: str) -> re.Match[str] | None:
+    last = None
+    for last in _NUMBER.finditer(text.replace("\N{MINUS SIGN}", "-")):  # noqa: B007
+        pass
+    return last
+
+
+EXTRACTORS: dict[str, Callable[[str], str | None]] = {
+    "whole": whole,
+    "last_number": last_number,
+    "answer_tag": answer_tag,
+    "boxed": boxed,
+}
+
+
+def check_extract(extract: str) -> None:
+    """Raise if there is no such extraction; a reward calls it at construction."""
+    if extract not in EXTRACTORS:
+        raise ValueError(
+            f"--data.reward.extract must be one of {', '.join(get_args(Extract))}; got {extract!r}"
+        )

@@ -1,0 +1,93 @@
+"""The scores of reasoning_gym's data sets, by their own verifiers (arXiv:2505.24760)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from rlsgd.problems import Problem
+from rlsgd.rewards.base import Reward
+from rlsgd.rewards.extract import EXTRACTORS, Extract, check_extract
+
+if TYPE_CHECKING:
+    from reasoning_gym.dataset import ProceduralDataset
+
+
+class ReasoningGymScore(Reward):
+    """The score in [0, 1] that the data set itself gives the extracted answer.
+
+    Some data sets give part marks: for a correct answer with words around it, for instance. A
+    completion in which no answer is found scores 0.
+
+    Args:
+        extract: where the answer is: the `whole` completion, its `last_number`, the last
+            `answer_tag` (`<answer>...</answer>`), or the last `boxed` (LaTeX).
+    """
+
+    isolated = True
+
+    def __init__(self, extract: Extract = "whole") -> None:
+        check_extract(extract)
+        self.extract = extract
+
+    def prepare(self) -> None:
+        import reasoning_gym  # noqa: F401
+
+    def score(self, completion: str, problem: Problem) -> float:
+        missing = {"source_dataset", "source_config", "entry"} - problem.metadata.keys()
+        if missing:
+            raise ValueError(
+                f"the problem is not one of the task ReasoningGym: no {sorted(missing)} in it"
+            )
+        answer = EXTRACTORS[self.extract](completion)
+        if answer is None:
+            return 0.0
+        config = json.dumps(problem.metadata["source_config"], sort_keys=True)
+        dataset = _scoring_dataset(problem.metadata["source_dataset"], config)
+        return dataset.score_answer(answer, problem.metadata["entry"])
+
+
+@lru_cache(maxsize=8)
+def _scoring_dataset(name: str, config: str) -> ProceduralDataset:
+    # The verifiers of six data sets read the config (puzzle24, time_intervals, composite ...), so
+    # `reasoning_gym.get_score_answer_fn`, which knows only the defaults, would score them wrongly.
+    return build_dataset(name, json.loads(config), seed=0, size=1)
+
+
+def build_dataset(name: str, config: dict[str, Any], *, seed: int, size: int) -> ProceduralDataset:
+    """A reasoning_gym data set of `size` items; item i is a function of the config and `seed + i`.
+
+    Raises:
+        ValueError: for a name, a key or a value that reasoning_gym does not know.
+    """
+    from reasoning_gym.composite import DatasetSpec
+    from reasoning_gym.factory import DATASETS, create_dataset
+
+    if name not in DATASETS:
+        raise ValueError(
+            f"--data.task.name: reasoning_gym has no data set {name!r}; "
+            + _suggestions(name, sorted(DATASETS))
+        )
+    known = sorted({field.name for field in fields(DATASETS[name][1])} - {"seed", "size"})
+    for key in config:
+        if key in ("seed", "size"):
+            raise ValueError(f"--data.task.config: the task itself sets {key!r}; leave it out")
+        if key not in known:
+            raise ValueError(
+                f"--data.task.config: {name} has no option {key!r}; " + _suggestions(key, known)
+            )
+    options = dict(config)
+    try:
+        if name == "composite":
+            options["datasets"] = [DatasetSpec(**spec) for spec in config.get("datasets", [])]
+        return create_dataset(name, seed=seed, size=size, **options)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ValueError(f"--data.task.config is not right for {name}: {error}") from error
+
+
+def _suggestions(word: str, known: list[str]) -> str:
+    close = get_close_matches(word, known)
+    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"

@@ -1,0 +1,104 @@
+"""Scores for lists of completions, whatever the verifier does."""
+
+from __future__ import annotations
+
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from rlsgd.problems import Problem, Scores
+from rlsgd.rewards.base import Grade, Reward, grade_safely
+from rlsgd.rewards.isolation import IsolatedWorker, Item
+
+
+class Scorer:
+    """Runs a reward over completions: inline, or in worker processes if the reward is `isolated`.
+
+    A verifier that raises, hangs, dies or returns no finite number is a failure of that completion
+    alone: it gets `failure_score` in the reward and in every part, and its reason in
+    `Scores.failures`.
+
+    Args:
+        reward: what to run.
+        timeout_seconds: the most that one completion may take an isolated reward.
+        failure_score: the reward of a completion whose verifier failed.
+        workers: processes that share the list.
+    """
+
+    def __init__(
+        self,
+        reward: Reward,
+        *,
+        timeout_seconds: float = 10.0,
+        failure_score: float = 0.0,
+        workers: int = 1,
+    ) -> None:
+        if not (timeout_seconds > 0 and math.isfinite(timeout_seconds)):
+            raise ValueError(
+                "--data.reward_timeout_seconds must be a positive number of seconds; got "
+                f"{timeout_seconds}"
+            )
+        if not math.isfinite(failure_score):
+            raise ValueError(f"--data.reward_failure_score must be finite; got {failure_score}")
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1; got {workers}")
+        self.reward = reward
+        self.failure_score = float(failure_score)
+        self._lock = threading.Lock()
+        self._workers = [
+            IsolatedWorker(reward, timeout_seconds=timeout_seconds)
+            for _ in range(workers if reward.isolated else 0)
+        ]
+        if not reward.isolated:
+            reward.prepare()
+
+    def wait_until_ready(self) -> None:
+        """Block until every worker has built the reward, so that a broken one is known early.
+
+        Raises:
+            ValueError: if the reward cannot be built there.
+        """
+        for worker in self._workers:
+            worker.wait_until_ready()
+
+    def score(self, completions: list[str], problems: list[Problem]) -> Scores:
+        """Score completion i as an answer to problem i.
+
+        Raises:
+            ValueError: if the reward cannot be built in its worker process.
+        """
+        items = list(zip(completions, problems, strict=True))
+        with self._lock:
+            grades = self._grade(items)
+        parts = {
+            name: [self.failure_score if g.parts is None else g.parts[name] for g in grades]
+            for name in self.reward.part_names
+        }
+        return Scores(
+            rewards=[self.failure_score if g.failure else g.score for g in grades],
+            parts=parts,
+            failures=[g.failure for g in grades],
+            full_marks=self.reward.full_marks,
+        )
+
+    def close(self) -> None:
+        """Stop the worker processes."""
+        for worker in self._workers:
+            worker.close()
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _grade(self, items: list[Item]) -> list[Grade]:
+        if not self._workers:
+            return [grade_safely(self.reward, *item) for item in items]
+        share = math.ceil(len(items) / len(self._workers))
+        if share == 0:
+            return []
+        chunks = [items[i : i + share] for i in range(0, len(items), share)]
+        with ThreadPoolExecutor(len(chunks)) as threads:
+            graded = threads.map(IsolatedWorker.grade, self._workers, chunks)
+            return [grade for chunk in graded for grade in chunk]

@@ -1,0 +1,67 @@
+"""Several rewards as one."""
+
+from __future__ import annotations
+
+import math
+
+from rlsgd.problems import Problem
+from rlsgd.rewards.base import Reward, finite_number
+
+
+class WeightedSum(Reward):
+    """The weighted sum of other rewards; each member's own score is logged by its name.
+
+    Full marks are the sum of the positive weights times their members' full marks. One member that
+    fails makes the completion a failure.
+
+    Args:
+        rewards: the members.
+        weights: one factor for each member; negative ones are penalties.
+    """
+
+    def __init__(self, rewards: list[Reward], weights: list[float]) -> None:
+        if not rewards or len(rewards) != len(weights):
+            raise ValueError(
+                "--data.reward.weights needs one weight for each of --data.reward.rewards (at "
+                f"least one); got {len(weights)} weights for {len(rewards)} rewards"
+            )
+        if not all(map(math.isfinite, weights)) or max(weights) <= 0:
+            raise ValueError(
+                f"--data.reward.weights must be finite, with a positive one; got {weights}"
+            )
+        self.rewards = rewards
+        self.weights = weights
+        self.isolated = any(reward.isolated for reward in rewards)
+        self.full_marks = sum(
+            weight * reward.full_marks
+            for weight, reward in zip(weights, rewards, strict=True)
+            if weight > 0
+        )
+        self._names: list[str] = []
+        for reward in rewards:
+            name, number = reward.name, 2
+            while name in self._names:
+                name, number = f"{reward.name}_{number}", number + 1
+            self._names.append(name)
+
+    @property
+    def part_names(self) -> list[str]:
+        return list(self._names)
+
+    def prepare(self) -> None:
+        for reward in self.rewards:
+            reward.prepare()
+
+    def score(self, completion: str, problem: Problem) -> float:
+        return self.grade(completion, problem)[0]
+
+    def parts(self, completion: str, problem: Problem) -> dict[str, float]:
+        return self.grade(completion, problem)[1]
+
+    def grade(self, completion: str, problem: Problem) -> tuple[float, dict[str, float]]:
+        parts = {
+            name: finite_number(reward.score(completion, problem), name)
+            for name, reward in zip(self._names, self.rewards, strict=True)
+        }
+        total = sum(w * s for w, s in zip(self.weights, parts.values(), strict=True))
+        return total, parts

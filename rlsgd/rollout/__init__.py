@@ -1,0 +1,1 @@
+"""Sampling completions and turning them into minibatches."""

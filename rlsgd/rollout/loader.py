@@ -1,0 +1,70 @@
+"""ExperienceLoader: a rollout is the data of one Lightning epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from rlsgd.distributed import derived_seed, global_sum
+from rlsgd.types import Rollouts
+
+
+class ExperienceLoader:
+    """Sized iterable: one `iter()` rolls out once with the current policy and yields microbatches.
+
+    It has a length because Lightning prefetches from an unsized iterable, which would sample
+    rollout n + 1 before update n. The order is inner epochs, then minibatches, then the
+    `--trainer.accumulate_grad_batches` microbatches of each minibatch. Every microbatch carries the
+    denominator of its whole minibatch over all ranks, so splitting changes no gradient.
+
+    Args:
+        data: a PromptDataModule: `prompts(epoch, rank=, world_size=)`, `group_size`.
+        trainer: its `lightning_module` is an RLModule.
+    """
+
+    def __init__(self, data: Any, trainer: Trainer) -> None:
+        self.data = data
+        self.trainer = trainer
+        self.module: Any = trainer.lightning_module
+        if hasattr(self.module, "check_group_size"):
+            self.module.check_group_size(data.group_size)
+        rows = data.prompts_per_epoch // trainer.world_size * data.group_size
+        if rows % self.module.minibatches:
+            raise ValueError(
+                f"--model.minibatches {self.module.minibatches} does not divide the {rows} "
+                "completions of each rank (--data.prompts_per_epoch x --data.group_size / ranks)"
+            )
+        if rows // self.module.minibatches < trainer.accumulate_grad_batches:
+            raise ValueError(
+                f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} is more than "
+                f"the {rows // self.module.minibatches} completions of a minibatch"
+            )
+
+    def __len__(self) -> int:
+        module = self.module
+        return module.inner_epochs * module.minibatches * self.trainer.accumulate_grad_batches
+
+    def __iter__(self) -> Iterator[Rollouts]:
+        epoch, trainer = self.trainer.current_epoch, self.trainer
+        prompts = self.data.prompts(epoch, rank=trainer.global_rank, world_size=trainer.world_size)
+        rollouts = self.module.rollout(prompts, self.data.group_size)
+        for inner_epoch in range(self.module.inner_epochs):
+            for rows in self.minibatch_rows(len(rollouts), epoch, inner_epoch):
+                minibatch = rollouts.select(rows)
+                counts = self.module.denominators(minibatch)
+                minibatch.denominator, minibatch.num_tokens = map(global_sum, counts)
+                for part in torch.arange(len(rows)).tensor_split(trainer.accumulate_grad_batches):
+                    yield minibatch.select(part).trim()
+
+    def minibatch_rows(self, num_rows: int, epoch: int, inner_epoch: int) -> list[torch.Tensor]:
+        """Row indices of each minibatch: in order if there is one, else a seeded shuffle."""
+        if self.module.minibatches == 1:
+            return [torch.arange(num_rows)]
+        seed = derived_seed(
+            self.module.seed, "minibatches", epoch, inner_epoch, self.trainer.global_rank
+        )
+        order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))
+        return list(order.chunk(self.module.minibatches))

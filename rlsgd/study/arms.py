@@ -1,0 +1,170 @@
+"""What a study is: the mapping in its YAML file, validated before anything runs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_RESERVED_NAMES = {"plots"}
+
+
+@dataclass(kw_only=True)
+class Arm:
+    """One optimizer with one learning rate, or with a list of them (a sweep).
+
+    Args:
+        name: Names the arm's folder and its row in the report.
+        optimizer: Import path of the optimizer class, for example `torch.optim.SGD`.
+        learning_rate: A rate, or a list: the arm then becomes one arm for each, `NAME-lrRATE`.
+        optimizer_args: The optimizer's other arguments.
+        precision: `fp32` (fp32 weights and compute), `master` (fp32 weights, bf16 compute) or
+            `bf16` (weights stored in bf16).
+        overrides: Dotted keys of the base config with this arm's values.
+    """
+
+    name: str
+    optimizer: str
+    learning_rate: float | list[float]
+    optimizer_args: dict[str, Any] = field(default_factory=dict)
+    precision: Literal["fp32", "master", "bf16"] = "fp32"
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require_folder_name("arms.name", self.name)
+        if not self.optimizer:
+            raise ValueError(f"arms.optimizer of {self.name!r} is empty: give a class path")
+        rates = self.rates
+        if not rates or any(not math.isfinite(rate) or rate <= 0 for rate in rates):
+            raise ValueError(
+                f"arms.learning_rate of {self.name!r} must be a positive number or a list of"
+                f" them, not {self.learning_rate}"
+            )
+        if "lr" in self.optimizer_args:
+            raise ValueError(
+                f"arms.optimizer_args of {self.name!r} holds lr: write it as learning_rate"
+            )
+
+    @property
+    def is_sweep(self) -> bool:
+        """True where the learning rate is a list, even a list of one."""
+        return isinstance(self.learning_rate, list)
+
+    @property
+    def rates(self) -> list[float]:
+        """The learning rates, one or several."""
+        return self.learning_rate if isinstance(self.learning_rate, list) else [self.learning_rate]
+
+    def expand(self) -> list[Arm]:
+        """One arm for each learning rate: a sweep's are named `NAME-lrRATE`."""
+        if not self.is_sweep:
+            return [self]
+        return [
+            replace(self, name=f"{self.name}-lr{rate:g}", learning_rate=rate) for rate in self.rates
+        ]
+
+
+@dataclass(kw_only=True)
+class Study:
+    """Arms that share base weights, prompts and their order, and the seeds to repeat them with.
+
+    Args:
+        name: Names the study in its report.
+        config: The `rlsgd fit` config every run starts from, relative to the study file.
+        arms: The optimizers to compare.
+        out: Folder of the runs and the report, relative to the current directory
+            (default: runs/NAME).
+        seeds: Every arm runs once with each seed; arms with the same seed see the same prompts.
+        jobs: Runs at a time.
+        threads_per_job: Threads of each run (OMP_NUM_THREADS and its like).
+        question: Free text for the head of the report.
+        learning_rates_chosen_by: Free text, printed beside every comparison; required when there
+            is more than one arm.
+        overrides: Dotted keys of the base config with this study's values.
+    """
+
+    name: str
+    config: str
+    arms: list[Arm]
+    out: str | None = None
+    seeds: list[int] = field(default_factory=lambda: [0])
+    jobs: int = 1
+    threads_per_job: int = 1
+    question: str = ""
+    learning_rates_chosen_by: str = ""
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require_folder_name("name", self.name)
+        if not self.arms:
+            raise ValueError("arms is empty: give at least one arm")
+        repeated = _repeated([arm.name for arm in self.arms]) or _repeated(
+            [arm.name for arm in self.expanded_arms()]
+        )
+        if repeated:
+            raise ValueError(f"arms.name {repeated!r} appears more than once: names must differ")
+        if len(self.arms) > 1 and not self.learning_rates_chosen_by.strip():
+            raise ValueError(
+                "learning_rates_chosen_by is missing: say how the arms' learning rates were chosen,"
+                " because a comparison of optimizers means nothing without it"
+            )
+        if not self.seeds or min(self.seeds) < 0 or _repeated(self.seeds) is not None:
+            raise ValueError(f"seeds must be different whole numbers from 0, not {self.seeds}")
+        for key in ("jobs", "threads_per_job"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 1, not {getattr(self, key)}")
+
+    @property
+    def folder(self) -> Path:
+        """Where runs and report go."""
+        return Path(self.out or f"runs/{self.name}")
+
+    def expanded_arms(self) -> list[Arm]:
+        """The arms with every sweep expanded, in the order of the file."""
+        return [single for arm in self.arms for single in arm.expand()]
+
+
+def study_parser() -> ArgumentParser:
+    """The parser whose options are the keys of a study file."""
+    parser = ArgumentParser(prog="rlsgd study", exit_on_error=False)
+    parser.add_class_arguments(Study)
+    return parser
+
+
+def load_study(path: Path, **changes: Any) -> Study:
+    """The study in a YAML file, with `changes` (None: keep the file's value) on top.
+
+    Raises:
+        ValueError: The file or its base config is missing, or a key is unknown or wrong.
+    """
+    if not path.is_file():
+        raise ValueError(f"CONFIG {path} does not exist")
+    parser = study_parser()
+    try:
+        parsed = parser.parse_string(path.read_text(encoding="utf-8"))
+        study = Study(**vars(parser.instantiate_classes(parsed)))
+    except (ArgumentError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    config = (path.parent / study.config).resolve()
+    if not config.is_file():
+        raise ValueError(f"{path}: config {study.config!r} does not exist ({config})")
+    given = {key: value for key, value in changes.items() if value is not None}
+    return replace(study, config=str(config), **given)
+
+
+def _require_folder_name(key: str, value: str) -> None:
+    if not _FOLDER_NAME.fullmatch(value) or value in _RESERVED_NAMES:
+        raise ValueError(
+            f"{key} {value!r} cannot name a folder: use letters, digits, '.', '_' and '-', starting"
+            f" with a letter or digit, and none of {sorted(_RESERVED_NAMES)}"
+        )
+
+
+def _repeated(values: Sequence[Any]) -> Any:
+    return next((value for value in values if values.count(value) > 1), None)

@@ -1,0 +1,103 @@
+"""`rlsgd study CONFIG`: run a study and write its report."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shlex
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from rich.console import Console
+
+from rlsgd.study.arms import Arm, Study, load_study
+from rlsgd.study.expansion import expand_runs
+from rlsgd.study.plots import draw_plots
+from rlsgd.study.progress import StudyProgress
+from rlsgd.study.report import markdown_report, terminal_table
+from rlsgd.study.results import read_metrics, run_record, study_record
+from rlsgd.study.runner import FIT_COMMAND, Interrupted, run_all
+
+_DESCRIPTION = """\
+Run every arm of a study with every seed, each in a process of its own, and write OUT/report.md,
+OUT/results.json and OUT/plots. Runs that finished with the same configuration are kept, so the
+same command goes on where it was interrupted. Exit status: 0 if every run finished or diverged,
+1 if one failed, 2 if CONFIG is wrong.
+"""
+
+
+class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Keeps the line breaks of description and epilog."""
+
+
+def main(argv: Sequence[str], *, command: Sequence[str] = FIT_COMMAND) -> int:
+    """Run `rlsgd study` and return its exit status.
+
+    Args:
+        argv: What follows `rlsgd study`.
+        command: What a run launches, with `--config BASE --config OVERLAY` behind it.
+    """
+    arguments = _parser().parse_args(list(argv))
+    console = Console()
+    try:
+        study = load_study(
+            Path(arguments.CONFIG),
+            out=arguments.out,
+            jobs=arguments.jobs,
+            seeds=arguments.seeds,
+        )
+        runs = expand_runs(study)
+        out = study.folder.resolve()
+        with StudyProgress(len(runs), console) as progress:
+            outcomes = run_all(
+                runs,
+                out,
+                progress,
+                jobs=study.jobs,
+                threads_per_job=study.threads_per_job,
+                force=arguments.force,
+                command=command,
+            )
+    except ValueError as error:
+        print(f"rlsgd study: error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print(f"rlsgd study: stopped by {stop}; run it again to go on", file=sys.stderr)
+        return 128 + stop.signum
+    records = [run_record(run, outcome) for run, outcome in zip(runs, outcomes, strict=True)]
+    results = study_record(study, shlex.join(["rlsgd", "study", *argv]), records)
+    (out / "results.json").write_text(
+        json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    plots = draw_plots(records, [read_metrics(run.folder / "metrics.csv") for run in runs], out)
+    (out / "report.md").write_text(markdown_report(results, plots), encoding="utf-8")
+    console.print(terminal_table(results))
+    console.print(f"report: {study.folder / 'report.md'}", soft_wrap=True)
+    return int(any(outcome.status == "failed" for outcome in outcomes))
+
+
+def _parser() -> ArgumentParser:
+    keys = "\n\n".join(f"Keys of {what}\n{_arguments(kind)}" for what, kind in _FILE.items())
+    parser = ArgumentParser(
+        prog="rlsgd study",
+        description=_DESCRIPTION,
+        epilog=keys,
+        formatter_class=_HelpFormatter,
+    )
+    parser.add_argument("CONFIG", type=str, help="the study's YAML file; its keys are listed below")
+    parser.add_argument("--out", type=str, help="instead of the file's out")
+    parser.add_argument("--jobs", type=int, help="instead of the file's jobs")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the file's seeds")
+    parser.add_argument("--force", action="store_true", help="run also what is finished")
+    return parser
+
+
+_FILE = {"CONFIG:": Study, "each of its arms:": Arm}
+
+
+def _arguments(kind: type) -> str:
+    """The `Args:` of a class docstring, as they stand."""
+    return (inspect.getdoc(kind) or "").partition("Args:\n")[2].rstrip()

@@ -1,0 +1,185 @@
+"""From a study to its runs: arms x learning rates x seeds, each with its overlay config."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlsgd.study.arms import Arm, Study
+
+TRAINER_PRECISION = {"fp32": "32-true", "master": "bf16-mixed", "bf16": "bf16-true"}
+
+# What the study decides for every run; an override of these would falsify the report.
+_OWNED = {
+    ("seed_everything",): "seeds",
+    ("trainer", "default_root_dir"): "out",
+    ("trainer", "logger"): "out",
+    ("trainer", "precision"): "arms.precision",
+    ("model", "init_args", "optimizer"): "arms.optimizer and arms.optimizer_args",
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """One arm with one seed: one `rlsgd fit` process.
+
+    Args:
+        arm: The arm, with a single learning rate.
+        sweep: Name of the swept arm it was expanded from, or None.
+        seed: Seed of model and data.
+        folder: Where the run writes.
+        config: The base config.
+        overlay: What the run changes in the base config.
+        fingerprint: Hash of base config and overlay, without the folder.
+        max_epochs: Epochs the run will take, where its configs say so.
+    """
+
+    arm: Arm
+    sweep: str | None
+    seed: int
+    folder: Path
+    config: Path
+    overlay: dict[str, Any]
+    fingerprint: str
+    max_epochs: int | None
+
+    @property
+    def title(self) -> str:
+        """Name for the terminal."""
+        return f"{self.arm.name} seed {self.seed}"
+
+
+def expand_runs(study: Study) -> list[Run]:
+    """The runs of a study in their order: all arms of the first seed, then of the next.
+
+    Raises:
+        ValueError: The base config is no YAML mapping or would add to an arm's optimizer
+            arguments, or overrides conflict.
+    """
+    config = Path(study.config)
+    text = config.read_bytes()
+    try:
+        base = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"config {config} is no valid YAML: {error}") from error
+    if not isinstance(base, dict):
+        raise ValueError(f"config {config} must hold a mapping")
+    out = study.folder.resolve()
+    runs = []
+    for seed in study.seeds:
+        for family in study.arms:
+            for arm in family.expand():
+                _require_complete(arm, base)
+                folder = out / arm.name / f"seed-{seed}"
+                overlay = _overlay(study, arm, seed, str(folder))
+                # The folder is left out, so that a study moved elsewhere keeps its finished runs.
+                identity = yaml.safe_dump(_overlay(study, arm, seed, "")).encode()
+                run = Run(
+                    arm=arm,
+                    sweep=family.name if family.is_sweep else None,
+                    seed=seed,
+                    folder=folder,
+                    config=config,
+                    overlay=overlay,
+                    fingerprint=hashlib.sha256(text + b"\0" + identity).hexdigest(),
+                    max_epochs=_max_epochs(base, overlay),
+                )
+                runs.append(run)
+    return runs
+
+
+def _overlay(study: Study, arm: Arm, seed: int, folder: str) -> dict[str, Any]:
+    overlay: dict[str, Any] = {}
+    _apply(overlay, study.overrides, "overrides")
+    _apply(overlay, arm.overrides, f"overrides of arm {arm.name!r}")
+    logger = {"save_dir": folder, "name": "", "version": ""}
+    loggers = [
+        _component("lightning.pytorch.loggers.TensorBoardLogger", logger),
+        _component("lightning.pytorch.loggers.CSVLogger", logger | {"flush_logs_every_n_steps": 1}),
+    ]
+    optimizer = _component(arm.optimizer, {"lr": arm.learning_rate, **arm.optimizer_args})
+    owned = {
+        "seed_everything": seed,
+        "trainer.default_root_dir": folder,
+        "trainer.precision": TRAINER_PRECISION[arm.precision],
+        "trainer.logger": loggers,
+        "model.init_args.optimizer": optimizer,
+    }
+    for key, value in owned.items():
+        _merge(overlay, key.split("."), value, key)
+    return overlay
+
+
+def _require_complete(arm: Arm, base: dict[str, Any]) -> None:
+    """Refuse a base config whose optimizer arguments would silently become the arm's.
+
+    On a change of class_path jsonargparse keeps every argument that both classes know: AdamW's
+    weight decay in the base config would be SGD's, where it is L2 and moves every weight.
+    """
+    optimizer: Any = base
+    for key in ("model", "init_args", "optimizer", "init_args"):
+        optimizer = optimizer.get(key) if isinstance(optimizer, dict) else None
+    inherited = sorted(set(optimizer or {}) - {"lr", *arm.optimizer_args})
+    if inherited:
+        raise ValueError(
+            f"arms.optimizer_args of {arm.name!r} must say {', '.join(inherited)}: the base config"
+            " sets it for its own optimizer, and the arm would inherit it. State it in the arm, or"
+            " take it out of the base config"
+        )
+
+
+def _component(class_path: str, init_args: dict[str, Any]) -> dict[str, Any]:
+    return {"class_path": class_path, "init_args": dict(init_args)}
+
+
+def _apply(overlay: dict[str, Any], overrides: dict[str, Any], where: str) -> None:
+    for key, value in overrides.items():
+        for leaf in _leaves(key.split("."), value):
+            for owned, replacement in _OWNED.items():
+                length = min(len(leaf), len(owned))
+                if leaf[:length] == owned[:length]:
+                    raise ValueError(
+                        f"{where}: {key} would replace {'.'.join(owned)}, which the study sets:"
+                        f" use {replacement}"
+                    )
+        _merge(overlay, key.split("."), value, f"{where}: {key}")
+
+
+def _leaves(path: list[str], value: Any) -> Iterator[tuple[str, ...]]:
+    """Paths of the values that an override sets; `logger+` (append) counts as `logger`."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _leaves([*path, str(key)], inner)
+    else:
+        yield tuple(part.rstrip("+") for part in path)
+
+
+def _merge(into: dict[str, Any], path: list[str], value: Any, where: str) -> None:
+    """Set a nested value in place; mappings merge, everything else replaces."""
+    head, *rest = path
+    if rest:
+        inner = into.setdefault(head, {})
+        if not isinstance(inner, dict):
+            raise ValueError(f"{where} needs a mapping at {head!r}, where another override is set")
+        _merge(inner, rest, value, where)
+    elif isinstance(value, dict) and isinstance(into.get(head), dict):
+        for key, nested in value.items():
+            _merge(into[head], [key], nested, where)
+    elif isinstance(into.get(head), dict):
+        raise ValueError(f"{where} would replace the mapping that another override sets")
+    else:
+        into[head] = deepcopy(value)
+
+
+def _max_epochs(base: dict[str, Any], overlay: dict[str, Any]) -> int | None:
+    for mapping in (overlay, base):
+        epochs = (mapping.get("trainer") or {}).get("max_epochs")
+        if epochs is not None:
+            return epochs if isinstance(epochs, int) and epochs > 0 else None
+    return None

@@ -1,0 +1,212 @@
+"""The figures of a study as PNG files. matplotlib is imported only when they are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from rlsgd.study.results import ACCURACY, REWARD, Rows, Series, epoch_series
+from rlsgd.study.summary import ArmSummary, summarise, sweeps
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 150
+# Okabe and Ito's palette: told apart with every common form of colour blindness.
+_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_LINE_STYLES = ("-", "--", ":", "-.")
+_CURVES = {
+    "reward": ("Mean reward of each epoch's rollout", REWARD, "reward", 1),
+    "accuracy": ("Validation accuracy", ACCURACY, "accuracy [%]", 100),
+    "unchanged_bf16": (
+        "Weights unchanged since the start (bf16 view, tolerance 0)",
+        "update/unchanged_bf16",
+        "unchanged [%]",
+        100,
+    ),
+    "effective_rank_percent": (
+        "Effective rank of the update (99% energy)",
+        "update/effective_rank_percent",
+        "mean over matrices [% of full rank]",
+        1,
+    ),
+}
+_MEMORY = {
+    "parameters": "parameter_bytes",
+    "gradients": "gradient_bytes",
+    "optimizer state": "optimizer_state_bytes",
+}
+
+
+def draw_plots(
+    runs: Sequence[dict[str, Any]], metrics: Sequence[Rows], folder: Path
+) -> list[tuple[str, str]]:
+    """Draw every figure the runs have numbers for.
+
+    Args:
+        runs: The entries of `results.json`.
+        metrics: The metrics.csv rows of each.
+        folder: Of the report; figures go to its `plots`.
+
+    Returns:
+        Title and path relative to `folder` of each figure.
+    """
+    arms = summarise(runs)
+    (folder / "plots").mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for name, (title, column, label, scale) in _CURVES.items():
+        series = {
+            (run["name"], run["seed"]): {
+                epoch: scale * value for epoch, value in epoch_series(rows, column).items()
+            }
+            for run, rows in zip(runs, metrics, strict=True)
+        }
+        if any(series.values()):
+            _curves(arms, series, title, label).savefig(folder / "plots" / f"{name}.png", dpi=DPI)
+            drawn.append((title, f"plots/{name}.png"))
+    others: list[tuple[str, str, Callable[[Sequence[ArmSummary]], Figure | None]]] = [
+        ("Final accuracy by learning rate", "learning_rates", _learning_rates),
+        ("Memory of weights, gradients and optimizer state", "memory", _memory_bars),
+    ]
+    for title, name, draw in others:
+        figure = draw(arms)
+        if figure is not None:
+            figure.axes[0].set_title(title)
+            figure.savefig(folder / "plots" / f"{name}.png", dpi=DPI)
+            drawn.append((title, f"plots/{name}.png"))
+    return drawn
+
+
+def _curves(
+    arms: Sequence[ArmSummary],
+    series: dict[tuple[str, int], Series],
+    title: str,
+    label: str,
+) -> Figure:
+    """One panel for each swept arm and one for all others; thin lines are seeds, bold the mean."""
+    panels = list(sweeps(arms).items())
+    fixed = [arm for arm in arms if arm["sweep"] is None]
+    panels = ([("arms" if panels else "", fixed)] if fixed else []) + panels
+    figure, axes = _figure(len(panels))
+    figure.suptitle(title)
+    for axis, (name, members) in zip(axes, panels, strict=True):
+        for arm, (colour, style) in zip(members, _styles(members), strict=True):
+            by_seed = [series[arm["name"], run["seed"]] for run in arm.runs]
+            by_seed = [values for values in by_seed if values]
+            if not by_seed:
+                continue
+            mean = _mean(by_seed)
+            if len(by_seed) > 1:
+                for values in by_seed:
+                    axis.plot(*_points(values), color=colour, linestyle=style, lw=0.7, alpha=0.45)
+            text = f"{arm['learning_rate']:g}" if arm["sweep"] else arm["name"]
+            marker = "o" if len(mean) < 3 else None
+            axis.plot(
+                *_points(mean), color=colour, linestyle=style, lw=2.2, marker=marker, label=text
+            )
+        axis.set_title(name, fontsize="medium")
+        axis.set_xlabel("epoch")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(
+                title="learning rate" if members[0]["sweep"] else None,
+                loc="upper left",
+                bbox_to_anchor=(1.0, 1.0),
+                fontsize="small",
+                frameon=False,
+            )
+    axes[0].set_ylabel(label)
+    return figure
+
+
+def _figure(panels: int) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.5 + 6.0 * panels, 4.4), layout="constrained")
+    axes = list(figure.subplots(1, panels, squeeze=False, sharey=True)[0])
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _styles(members: Sequence[ArmSummary]) -> list[tuple[Any, str]]:
+    """Colours by order of rate within a sweep, else one of the palette for each arm."""
+    if members[0]["sweep"] is not None:
+        from matplotlib import colormaps
+
+        span = max(1, len(members) - 1)
+        return [(colormaps["viridis"](0.9 * i / span), "-") for i in range(len(members))]
+    number = len(_PALETTE)
+    return [
+        (_PALETTE[i % number], _LINE_STYLES[i // number % len(_LINE_STYLES)])
+        for i in range(len(members))
+    ]
+
+
+def _mean(by_seed: Sequence[Series]) -> Series:
+    """Mean over seeds where every seed has a value: it ends where the first of them diverges."""
+    shared = set.intersection(*(set(values) for values in by_seed))
+    return {epoch: fmean(values[epoch] for values in by_seed) for epoch in sorted(shared)}
+
+
+def _points(values: Series) -> tuple[list[int], list[float]]:
+    epochs = sorted(values)
+    return epochs, [values[epoch] for epoch in epochs]
+
+
+def _learning_rates(arms: Sequence[ArmSummary]) -> Figure | None:
+    """Final accuracy against learning rate, with intervals; None without a sweep."""
+    lines = list(sweeps(arms).items())
+    if all(arm.mean("accuracy", "final") is None for _, rates in lines for arm in rates):
+        return None
+    figure, (axis,) = _figure(1)
+    for (name, rates), colour in zip(lines, _PALETTE * len(lines), strict=False):
+        found = [
+            (arm["learning_rate"], arm.estimate("accuracy", "final"))
+            for arm in rates
+            if len(arm.finished) == len(arm.runs)
+        ]
+        points = [(rate, value) for rate, value in found if value is not None]
+        lost = [arm["learning_rate"] for arm in rates if len(arm.finished) < len(arm.runs)]
+        # On the axis, outside the scale: the survivors' mean would flatter such a rate.
+        edge = axis.get_xaxis_transform()
+        axis.plot(lost, [0.03] * len(lost), "x", color=colour, transform=edge)
+        axis.errorbar(
+            [rate for rate, _ in points],
+            [100 * value.mean for _, value in points],
+            yerr=[100 * (value.half_width or 0.0) for _, value in points],
+            color=colour,
+            marker="o",
+            capsize=3,
+            label=name,
+        )
+    axis.set_xscale("log")
+    axis.set_xlabel("learning rate (bars: 95% interval over seeds; x: a seed diverged or failed)")
+    axis.set_ylabel("final accuracy [%]")
+    axis.legend(frameon=False)
+    return figure
+
+
+def _memory_bars(arms: Sequence[ArmSummary]) -> Figure | None:
+    """Stacked bars, one for each arm; None where no arm measured its memory."""
+    measured = [arm for arm in arms if arm.mean("memory", "parameter_bytes") is not None]
+    if not measured:
+        return None
+    figure, (axis,) = _figure(1)
+    figure.set_figheight(1.6 + 0.36 * len(measured))
+    totals = [sum(arm.mean("memory", key) or 0.0 for key in _MEMORY.values()) for arm in measured]
+    unit, size = ("GiB", 2**30) if max(totals) >= 2**30 else ("MiB", 2**20)
+    names = [arm["name"] for arm in measured]
+    left = [0.0] * len(measured)
+    for (part, key), colour in zip(_MEMORY.items(), _PALETTE, strict=False):
+        widths = [(arm.mean("memory", key) or 0.0) / size for arm in measured]
+        axis.barh(names, widths, left=left, color=colour, label=part, height=0.7)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axis.invert_yaxis()
+    axis.set_xlabel(f"memory [{unit}]")
+    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small", frameon=False)
+    return figure

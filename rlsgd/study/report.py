@@ -1,0 +1,276 @@
+"""The report of a study: report.md for people, and a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from rlsgd.study.summary import (
+    BEST_RULE,
+    ArmSummary,
+    Estimate,
+    best_rate,
+    paired_difference,
+    representatives,
+    summarise,
+    sweeps,
+)
+
+_MISSING = "n/a"
+
+
+def markdown_report(results: dict[str, Any], plots: Sequence[tuple[str, str]]) -> str:
+    """The whole of report.md.
+
+    Args:
+        results: What `results.json` holds.
+        plots: Title and relative path of every figure.
+    """
+    arms = summarise(results["arms"])
+    parts = [
+        _head(results),
+        "## Outcome",
+        _rates_line(results),
+        _table(*_outcome_rows(arms)),
+        _seeds_line(results),
+        *_differences(results, arms),
+        *_sweep_tables(results, arms),
+        *_update_section(results, arms),
+        *_memory_section(results, arms),
+        *_failures(results["arms"]),
+    ]
+    if plots:
+        parts.append("## Figures")
+        parts += [f"![{title}]({path})" for title, path in plots]
+    parts += ["## Where it ran", _provenance(results["study"])]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def terminal_table(results: dict[str, Any]) -> Table:
+    """The outcome table in short."""
+    table = Table(title=results["study"]["name"])
+    table.add_column("arm", no_wrap=True)
+    for column in ("rate", "seeds", "reward", "accuracy [%]", "unchanged [%]\n(bf16 view)"):
+        table.add_column(column)
+    for arm in summarise(results["arms"]):
+        table.add_row(
+            arm["name"],
+            f"{arm['learning_rate']:g}",
+            _seeds(arm),
+            _change(arm, "reward", ("first", "last"), 1, 2),
+            _change(arm, "accuracy", ("base", "final"), 100, 1),
+            _format(arm.estimate("update", "unchanged_bf16"), 100, 1),
+        )
+    return table
+
+
+def _head(results: dict[str, Any]) -> str:
+    study = results["study"]
+    question = f"{study['question'].strip()}\n\n" if study["question"].strip() else ""
+    return f"# {study['name']}\n\n{question}```bash\n{study['command']}\n```"
+
+
+def _rates_line(results: dict[str, Any]) -> str:
+    chosen = results["study"]["learning_rates_chosen_by"].strip()
+    return f"Learning rates chosen by: {chosen}" if chosen else ""
+
+
+def _seeds_line(results: dict[str, Any]) -> str:
+    seeds = results["study"]["seeds"]
+    if len(seeds) == 1:
+        return f"One seed ({seeds[0]}): no interval is given, because one run has no spread."
+    return (
+        f"Means over {len(seeds)} seeds ({', '.join(map(str, seeds))}); ± is half the 95%"
+        " t-interval over seeds. Means cover finished runs only: where a seed diverged or failed,"
+        " the column of seeds says so, and the mean is of the survivors."
+    )
+
+
+def _outcome_rows(arms: Sequence[ArmSummary]) -> tuple[list[str], list[list[str]]]:
+    header = ["arm", "optimizer", "learning rate", "precision", "seeds"]
+    header += ["reward, first → last epoch", "accuracy [%], base → final"]
+    return header, [
+        [
+            arm["name"],
+            arm["optimizer"],
+            f"{arm['learning_rate']:g}",
+            arm["precision"],
+            _seeds(arm),
+            _change(arm, "reward", ("first", "last"), 1, 3),
+            _change(arm, "accuracy", ("base", "final"), 100, 1),
+        ]
+        for arm in arms
+    ]
+
+
+def _differences(results: dict[str, Any], arms: Sequence[ArmSummary]) -> list[str]:
+    compared = representatives(arms)
+    if len(compared) < 2:
+        return []
+    baseline, *others = compared
+    rows = []
+    for arm in others:
+        difference = paired_difference(arm, baseline)
+        pairs = str(difference.num_seeds) if difference else "0"
+        rows.append([arm["name"], pairs, _format(difference, 100, 1, sign=True)])
+    swept = any(arm["sweep"] for arm in compared)
+    caveat = (
+        "A swept arm stands here with the best of its rates, chosen on these same runs: that"
+        " favours it. Confirm the difference on fresh seeds."
+    )
+    return [
+        f"## Difference in final accuracy from {baseline['name']}",
+        _rates_line(results),
+        _table(["arm", "seeds paired", f"minus {baseline['name']} [percentage points]"], rows),
+        "Each seed's difference first, then the mean: arms with the same seed saw the same"
+        " prompts in the same order." + (f" {caveat}" if swept else ""),
+    ]
+
+
+def _sweep_tables(results: dict[str, Any], arms: Sequence[ArmSummary]) -> list[str]:
+    parts = []
+    for name, rates in sweeps(arms).items():
+        best = best_rate(rates)
+        rows = [
+            [
+                f"{arm['learning_rate']:g}",
+                _seeds(arm),
+                _format(arm.estimate("accuracy", "final"), 100, 1),
+                _format(arm.estimate("reward", "last"), 1, 3),
+                "**best**" if arm is best else "",
+            ]
+            for arm in rates
+        ]
+        header = ["learning rate", "seeds", "final accuracy [%]", "reward of the last epoch", ""]
+        parts += [
+            f"## Learning rates of {name} ({rates[0]['optimizer']}, {rates[0]['precision']})",
+            _table(header, rows),
+        ]
+    return [*parts, _rates_line(results), f"Best: {BEST_RULE}"] if parts else []
+
+
+def _update_section(results: dict[str, Any], arms: Sequence[ArmSummary]) -> list[str]:
+    horizons = {horizon(arm) for arm in arms if arm.finished}
+    after = horizons.pop() if len(horizons) == 1 else "the arm's horizon"
+    header = [
+        "arm",
+        "weights",
+        "horizon",
+        f"unchanged [%]<br>bf16 view, tolerance 0, after {after}",
+        f"unchanged [%]<br>fp32 view, tolerance 0, after {after}",
+        f"unchanged [%]<br>fp32 view, tolerance 1e-5, after {after}",
+        f"effective rank<br>99% energy, after {after}",
+        f"effective rank [% of full]<br>99% energy, after {after}",
+    ]
+    shares = ("unchanged_bf16", "unchanged_fp32", "within_1e-5")
+    rows = [
+        [
+            arm["name"],
+            arm["precision"],
+            horizon(arm),
+            *(_format(arm.estimate("update", key), 100, 2) for key in shares),
+            _format(arm.estimate("update", "effective_rank"), 1, 1),
+            _format(arm.estimate("update", "effective_rank_percent"), 1, 1),
+        ]
+        for arm in arms
+    ]
+    return [
+        "## What training changed",
+        _rates_line(results),
+        _table(header, rows),
+        "Against the starting weights. Unchanged: abs(weight - start) at most the tolerance, as"
+        " share of all weights. Effective rank: singular values of a matrix's update that hold 99%"
+        " of its squared norm, mean over matrices. These figures depend on dtype, tolerance,"
+        " learning rate, horizon and model size (small models have larger gradients relative to"
+        " their weights): compare them only where those agree.",
+    ]
+
+
+def _memory_section(results: dict[str, Any], arms: Sequence[ArmSummary]) -> list[str]:
+    keys = {
+        "parameters": "parameter_bytes",
+        "gradients": "gradient_bytes",
+        "optimizer state": "optimizer_state_bytes",
+        "peak process memory": "peak_rss_bytes",
+        "peak device memory": "peak_device_bytes",
+    }
+    rows = [
+        [arm["name"], *(_format(arm.estimate("memory", key), 2**-20, 2) for key in keys.values())]
+        for arm in arms
+    ]
+    header = ["arm", *(f"{title} [MiB]" for title in keys)]
+    return ["## Memory", _rates_line(results), _table(header, rows)]
+
+
+def _failures(runs: Sequence[dict[str, Any]]) -> list[str]:
+    ended_early = [run for run in runs if run["status"] != "finished"]
+    if not ended_early:
+        return []
+    rows = [
+        [
+            run["name"],
+            str(run["seed"]),
+            run["status"],
+            str(run["epochs"]),
+            _number(run["reward"]["last"], 1, 3),
+        ]
+        for run in ended_early
+    ]
+    header = ["arm", "seed", "status", "epochs reached", "last reward"]
+    logs = [
+        f"{run['name']}, seed {run['seed']}:\n\n```text\n{run['error']}\n```"
+        for run in ended_early
+        if run["error"]
+    ]
+    return ["## Runs that did not finish", _table(header, rows), *logs]
+
+
+def _provenance(study: dict[str, Any]) -> str:
+    machine = study["machine"]
+    versions = ", ".join(f"{name} {number or '?'}" for name, number in study["versions"].items())
+    return (
+        f"{study['date']}; {versions}; {machine['processor'] or 'unknown processor'},"
+        f" {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB;"
+        f" {machine['platform']}."
+    )
+
+
+def horizon(arm: ArmSummary) -> str:
+    """How long the arm's finished runs trained, for example "60 epochs, 120 optimizer steps"."""
+    lengths = {(run["epochs"], run["optimizer_steps"]) for run in arm.finished}
+    if len(lengths) != 1:
+        return _MISSING if not lengths else "differing horizons"
+    epochs, steps = lengths.pop()
+    return f"{epochs} epochs" + (f", {steps} optimizer steps" if steps else "")
+
+
+def _seeds(arm: ArmSummary) -> str:
+    others = [run["status"] for run in arm.runs if run["status"] != "finished"]
+    if not others:
+        return str(len(arm.runs))
+    counts = ", ".join(f"{others.count(status)} {status}" for status in dict.fromkeys(others))
+    return f"{len(arm.finished)} of {len(arm.runs)} ({counts})"
+
+
+def _change(arm: ArmSummary, group: str, keys: tuple[str, str], scale: float, digits: int) -> str:
+    before, after = (arm.estimate(group, key) for key in keys)
+    start = _number(before.mean if before else None, scale, digits)
+    return f"{start} → {_format(after, scale, digits)}"
+
+
+def _format(value: Estimate | None, scale: float, digits: int, *, sign: bool = False) -> str:
+    if value is None:
+        return _MISSING
+    text = _number(value.mean, scale, digits, sign=sign)
+    return text if value.half_width is None else f"{text} ± {scale * value.half_width:.{digits}f}"
+
+
+def _number(value: float | None, scale: float, digits: int, *, sign: bool = False) -> str:
+    return _MISSING if value is None else f"{scale * value:{'+' if sign else ''}.{digits}f}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,65 @@
+"""Verifiers that misbehave on demand. Importable by a worker process."""
+
+import os
+import sys
+import time
+
+from rlsgd.rewards.base import Reward
+
+
+class Hostile(Reward):
+    """Does what the completion says; anything else scores 1."""
+
+    isolated = True
+
+    def score(self, completion, problem):
+        actions = {
+            "hang": lambda: time.sleep(60),
+            "raise": lambda: 1 / 0,
+            "none": lambda: None,
+            "nan": lambda: float("nan"),
+            "infinite": lambda: float("-inf"),
+            "text": lambda: "1.0",
+            "die": lambda: os._exit(1),
+            "exit": lambda: sys.exit("bye"),
+            "process": os.getpid,
+            "torch": lambda: "torch" in sys.modules,
+            "slow": lambda: time.sleep(0.6) or 1,
+        }
+        return actions.get(completion, lambda: 1)()
+
+
+class HostileInline(Hostile):
+    isolated = False
+
+
+class BadParts(Reward):
+    isolated = False
+
+    def score(self, completion, problem):
+        return 1.0
+
+    def parts(self, completion, problem):
+        return {"other": 1.0}
+
+
+class NeedsTheTrainer(Reward):
+    """Can be built in the process that pickled it, and nowhere else."""
+
+    isolated = True
+
+    def score(self, completion, problem):
+        return 1.0
+
+    def prepare(self):
+        raise ImportError("no module named verifier_library")
+
+
+class Unpicklable(Reward):
+    isolated = True
+
+    def __init__(self):
+        self.function = lambda: 1
+
+    def score(self, completion, problem):
+        return 1.0

@@ -1,0 +1,109 @@
+import pytest
+import yaml
+
+from rlsgd.study.arms import load_study
+from rlsgd.study.expansion import expand_runs
+
+SGD = {"name": "sgd", "optimizer": "torch.optim.SGD", "learning_rate": 0.1}
+
+
+def test_the_overlay_of_a_run_by_value(write_study, tmp_path):
+    arm = SGD | {
+        "optimizer_args": {"momentum": 0.9},
+        "precision": "master",
+        "overrides": {"trainer.max_epochs": 5, "data.init_args": {"prompts": 4}},
+    }
+    overrides = {"trainer.max_epochs": 60, "data.init_args.group_size": 8}
+    (run,) = expand_runs(load_study(write_study(arms=[arm], seeds=[3], overrides=overrides)))
+    folder = str(tmp_path / "out" / "sgd" / "seed-3")
+    place = {"save_dir": folder, "name": "", "version": ""}
+    assert run.overlay == {
+        "seed_everything": 3,
+        "data": {"init_args": {"group_size": 8, "prompts": 4}},
+        "model": {
+            "init_args": {
+                "optimizer": {
+                    "class_path": "torch.optim.SGD",
+                    "init_args": {"lr": 0.1, "momentum": 0.9},
+                }
+            }
+        },
+        "trainer": {
+            "max_epochs": 5,
+            "default_root_dir": folder,
+            "precision": "bf16-mixed",
+            "logger": [
+                {
+                    "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+                    "init_args": place,
+                },
+                {
+                    "class_path": "lightning.pytorch.loggers.CSVLogger",
+                    "init_args": place | {"flush_logs_every_n_steps": 1},
+                },
+            ],
+        },
+    }
+    assert (str(run.folder), run.max_epochs) == (folder, 5)
+
+
+def test_precision_regimes_are_lightnings(write_study):
+    arms = [SGD | {"name": p, "precision": p} for p in ("fp32", "master", "bf16")]
+    runs = expand_runs(load_study(write_study(arms=arms, seeds=[0])))
+    assert [run.overlay["trainer"]["precision"] for run in runs] == [
+        "32-true",
+        "bf16-mixed",
+        "bf16-true",
+    ]
+    assert [run.max_epochs for run in runs] == [2, 2, 2]  # from the base config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"trainer.precision": "16-true"}, "trainer.precision, which the study sets"),
+        ({"trainer": {"logger": False}}, "trainer.logger, which the study sets"),
+        ({"trainer.logger+": []}, "trainer.logger, which the study sets"),
+        ({"model.init_args.optimizer.init_args.lr": 1}, "use arms.optimizer"),
+        ({"model": 1}, "model.init_args.optimizer, which the study sets"),
+        ({"data": "x", "data.init_args.y": 1}, "data.init_args.y needs a mapping at 'data'"),
+        ({"data.init_args.y": 1, "data": "x"}, "data would replace the mapping"),
+    ],
+)
+def test_overrides_that_conflict_are_refused(write_study, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        expand_runs(load_study(write_study(overrides=overrides)))
+
+
+def test_the_fingerprint_follows_the_configuration_and_not_the_folder(write_study, tmp_path):
+    def fingerprints(path, **changes):
+        return [run.fingerprint for run in expand_runs(load_study(path, **changes))]
+
+    first = fingerprints(write_study())
+    assert len(set(first)) == 4
+    assert fingerprints(write_study(), out=str(tmp_path / "moved")) == first
+    assert not set(fingerprints(write_study(overrides={"trainer.max_epochs": 3}))) & set(first)
+    path = write_study()
+    with (tmp_path / "base.yaml").open("a") as base:
+        base.write("more: 1\n")
+    assert not set(fingerprints(path)) & set(first)
+
+
+def test_a_base_config_that_is_no_mapping_is_refused(write_study, tmp_path):
+    study = load_study(write_study())
+    (tmp_path / "base.yaml").write_text("- 1\n")
+    with pytest.raises(ValueError, match="must hold a mapping"):
+        expand_runs(study)
+
+
+def test_an_arm_inherits_no_optimizer_argument_of_the_base_config(write_study, tmp_path):
+    study = load_study(write_study(arms=[SGD], seeds=[0]))
+    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1, "weight_decay": 0.1}}
+    base = {"model": {"init_args": {"optimizer": optimizer}}}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    with pytest.raises(ValueError, match="optimizer_args of 'sgd' must say weight_decay"):
+        expand_runs(study)
+    study.arms[0].optimizer_args["weight_decay"] = 0.0
+    (run,) = expand_runs(study)
+    stated = run.overlay["model"]["init_args"]["optimizer"]["init_args"]
+    assert stated == {"lr": 0.1, "weight_decay": 0.0}

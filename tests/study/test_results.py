@@ -1,0 +1,126 @@
+import json
+import platform
+import sys
+from importlib.metadata import version
+
+import pytest
+
+import rlsgd
+from rlsgd.study.arms import load_study
+from rlsgd.study.expansion import expand_runs
+from rlsgd.study.results import epoch_series, read_metrics, run_record
+from rlsgd.study.runner import Outcome
+
+SGD = {"name": "sgd", "optimizer": "torch.optim.SGD", "learning_rate": 0.01}
+
+# Three epochs of two optimizer steps, validated after the first and the last.
+METRICS = """\
+epoch,reward,step,val/accuracy,update/unchanged_fp32,update/unchanged_bf16,update/within_1e-5,\
+update/effective_rank,update/effective_rank_percent,memory/parameter_bytes,\
+memory/gradient_bytes,memory/optimizer_state_bytes,memory/peak_rss_bytes
+0,,0,0.25,,,,,,,,,
+0,0.125,1,,,,,,,,,,
+,,2,,0.75,0.875,0.8125,3.5,7.0,4096,0,0,900000
+0,,2,0.375,,,,,,,,,
+1,0.5,3,,,,,,,,,,
+1,,4,,0.5,0.75,0.625,4.5,9.0,4096,4096,8192,1000000
+2,0.625,5,,,,,,,,,,
+2,,6,,0.25,0.625,0.5,5.5,11.0,4096,4096,8192,999999
+2,,6,0.875,nan,,,,,,,,
+"""
+
+
+@pytest.fixture
+def run(write_study):
+    (run,) = expand_runs(load_study(write_study(arms=[SGD], seeds=[1])))
+    run.folder.mkdir(parents=True)
+    return run
+
+
+def outcome(status: str, exit_status: int = 0) -> Outcome:
+    return Outcome(status=status, exit_status=exit_status, seconds=12.5, fingerprint="f")
+
+
+def test_the_record_of_a_run_by_value(run):
+    (run.folder / "metrics.csv").write_text(METRICS)
+    assert run_record(run, outcome("finished")) == {
+        "name": "sgd",
+        "sweep": None,
+        "optimizer": "torch.optim.SGD",
+        "learning_rate": 0.01,
+        "seed": 1,
+        "precision": "fp32",
+        "status": "finished",
+        "epochs": 3,
+        "optimizer_steps": 6,
+        "reward": {"first": 0.125, "last": 0.625},
+        "accuracy": {"base": 0.25, "final": 0.875},
+        "update": {
+            "unchanged_fp32": 0.25,
+            "unchanged_bf16": 0.625,
+            "within_1e-5": 0.5,
+            "effective_rank": 5.5,
+            "effective_rank_percent": 11.0,
+        },
+        "memory": {
+            "parameter_bytes": 4096,
+            "gradient_bytes": 4096,
+            "optimizer_state_bytes": 8192,
+            "peak_rss_bytes": 1000000,
+            "peak_device_bytes": None,
+        },
+        "seconds": 12.5,
+        "error": None,
+    }
+
+
+def test_series_count_epochs_trained_and_only_validation_knows_the_base(run):
+    path = run.folder / "metrics.csv"
+    path.write_text(METRICS)
+    rows = read_metrics(path)
+    assert epoch_series(rows, "val/accuracy") == {0: 0.25, 1: 0.375, 3: 0.875}
+    assert epoch_series(rows, "reward") == {1: 0.125, 2: 0.5, 3: 0.625}
+    assert epoch_series(rows, "update/unchanged_fp32") == {1: 0.75, 2: 0.5, 3: 0.25}
+
+
+def test_what_a_run_did_not_reach_is_null(run):
+    (run.folder / "metrics.csv").write_text("epoch,step,val/accuracy,reward\n0,0,0.25,\n0,0,,inf\n")
+    record = run_record(run, outcome("diverged", 3))
+    assert record["accuracy"] == {"base": 0.25, "final": None}
+    assert record["reward"] == {"first": None, "last": None}
+    assert (record["epochs"], record["optimizer_steps"], record["error"]) == (0, None, None)
+
+
+def test_a_failed_run_keeps_the_last_lines_of_its_log(run):
+    (run.folder / "log.txt").write_text("".join(f"line {i}\n" for i in range(20)))
+    error = run_record(run, outcome("failed", -9))["error"]
+    assert error.splitlines() == ["exit status -9", *(f"line {i}" for i in range(8, 20))]
+
+
+def test_results_json_describes_the_study(write_study, run_study, tmp_path):
+    path = write_study(question="Which?")
+    run_study(path, "--seeds", "1")
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    study = results["study"]
+    assert study.pop("date")[10] == "T"
+    machine = study.pop("machine")
+    assert machine["platform"] == platform.platform()
+    assert set(machine) == {"platform", "processor", "cores", "memory_bytes"}
+    assert study == {
+        "name": "toy",
+        "command": f"rlsgd study {path} --seeds 1",
+        "question": "Which?",
+        "learning_rates_chosen_by": "a coin",
+        "versions": {
+            "rlsgd": rlsgd.__version__,
+            **{name: version(name) for name in ("torch", "lightning", "transformers")},
+            "python": ".".join(map(str, sys.version_info[:3])),
+        },
+        "precision": ["fp32"],
+        "seeds": [1],
+    }
+    # --- Hand calculation --- the fake's final accuracy: 0.5 + 0.1 * seed + rate 0.01
+    assert [(run["name"], run["accuracy"]) for run in results["arms"]] == [
+        ("adamw", {"base": 0.25, "final": 0.61}),
+        ("sgd", {"base": 0.25, "final": 0.61}),
+    ]

