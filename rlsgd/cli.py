@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
 
 HELP = """\
@@ -50,9 +51,10 @@ def train(argv: list[str]) -> int:
         print(f"rlsgd: diverged: {error}", file=sys.stderr)
         return DivergedError.EXIT_CODE
     except ValueError as error:
-        if not str(error).startswith("--"):
+        message = user_error(str(error))
+        if message is None:
             raise  # not one of ours: the traceback is worth more than the message
-        print(f"rlsgd: error: {error}", file=sys.stderr)
+        print(f"rlsgd: error: {message}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -65,6 +67,12 @@ def train(argv: list[str]) -> int:
         )
         return 2
     return 0
+
+
+def user_error(message: str) -> str | None:
+    """The line that names a flag, dug out of what jsonargparse wraps around a constructor's error."""
+    found = re.search(r"^(?:\s*- )?(--[a-z].*)$", message, re.MULTILINE)
+    return found[1] if found else None
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ DEFAULTS = {
         for name in ("TensorBoardLogger", "CSVLogger")
     ],
     "trainer.log_every_n_steps": 1,
+    # the model and its metrics go from `validate` on to `fit`, where inference tensors are refused
+    "trainer.inference_mode": False,
     "trainer.num_sanity_val_steps": 0,  # the base is validated in full before training instead
 }
 

@@ -80,7 +80,7 @@ def main() -> None:
         command = [sys.executable, "-m", "rlsgd.cli", "fit"]
         command += ["--config", str(ROOT / "configs" / "embedded_model.yaml")]
         command += ["--model.policy", str(start), "--trainer.default_root_dir", temporary]
-        command += ["--trainer.callbacks+", "HFExport", "--trainer.callbacks.folder", str(out)]
+        command += ["--trainer.callbacks+=HFExport", f"--trainer.callbacks.folder={out}"]
         subprocess.run(command, check=True)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import Literal
+from itertools import pairwise
+from typing import ClassVar, Literal
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler
@@ -40,6 +41,13 @@ class PromptDataModule(LightningDataModule):
         val_batch_size: prompts in one validation or test batch of each rank.
         seed: of the training problems. Validation and test do not depend on it.
     """
+
+    positive_flags: ClassVar[tuple[str, ...]] = (
+        "prompts_per_epoch",
+        "group_size",
+        "max_prompt_tokens",
+        "val_batch_size",
+    )
 
     def __init__(
         self,
@@ -122,7 +130,7 @@ class PromptDataModule(LightningDataModule):
         )
         try:
             if stage == "fit":
-                self.prompts(0, rank=self.rank, world_size=self.world_size)
+                self._check_first_epoch()
             if stage in ("fit", "validate"):
                 self._held_out_prompts("validation")
             else:
@@ -184,15 +192,16 @@ class PromptDataModule(LightningDataModule):
         return DataLoader(batches, batch_size=None, sampler=sampler, collate_fn=_unchanged)  # pyright: ignore[reportArgumentType]
 
     def _check_flags(self, stage: str) -> None:
-        at_least_one = ("prompts_per_epoch", "group_size", "max_prompt_tokens", "val_batch_size")
-        for flag in at_least_one:
+        for flag in self.positive_flags:
             if getattr(self, flag) < 1:
                 raise ValueError(f"--data.{flag} must be at least 1; got {getattr(self, flag)}")
         if self.val_problems < 0:
             raise ValueError(f"--data.val_problems must not be negative; got {self.val_problems}")
         if stage in ("test", "predict") and self.val_problems == 0:
             raise ValueError(f"--data.val_problems is 0, which leaves nothing to {stage}")
-        self._share(self.prompts_per_epoch, self.world_size, flag="prompts_per_epoch")
+
+    def _check_first_epoch(self) -> None:
+        self.prompts(0, rank=self.rank, world_size=self.world_size)
 
     def _share(self, count: int, world_size: int, *, flag: str) -> int:
         if count % world_size:
@@ -209,16 +218,17 @@ def batches_of_rank(
     """This rank's share in batches: every prompt on one rank only, every rank as many batches.
 
     Sampling with a sharded policy needs all ranks in every batch, so a rank with one prompt less
-    makes a batch smaller, not fewer batches. [P] prompts -> batches of at most `batch_size`.
+    has a smaller batch, not fewer batches, and none is empty: where `batch_size` is 1, a rank may
+    have one batch of 2 instead.
     """
-    share = _even_parts(prompts, world_size)[rank]
-    largest_share = math.ceil(len(prompts) / world_size)
-    return _even_parts(share, math.ceil(largest_share / batch_size))
+    shares = _even_parts(prompts, world_size)
+    smallest, largest = min(map(len, shares)), max(map(len, shares))
+    return _even_parts(shares[rank], min(math.ceil(largest / batch_size), smallest))
 
 
 def _even_parts(prompts: list[Prompt], number: int) -> list[list[Prompt]]:
     edges = [len(prompts) * part // number for part in range(number + 1)]
-    return [prompts[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [prompts[start:end] for start, end in pairwise(edges)]
 
 
 def _unchanged(batch: list[Prompt]) -> list[Prompt]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ class SolutionDataModule(PromptDataModule):
         answer_prefix: put before every answer, such as a space or `<answer>`.
     """
 
+    positive_flags = ("batches_per_epoch", "batch_size", *PromptDataModule.positive_flags)
+
     def __init__(
         self,
         task: Task,
@@ -46,33 +48,20 @@ class SolutionDataModule(PromptDataModule):
         self.batch_size = batch_size
         self.answer_prefix = answer_prefix
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if stage == "fit":
-            self.solutions(0, 0, rank=self.rank, world_size=self.world_size)
-
-    def solutions(self, epoch: int, batch: int, *, rank: int = 0, world_size: int = 1) -> Rollouts:
-        """This rank's share of one batch, padded on the right; a function of (seed, epoch)."""
+    def batches(self, epoch: int, *, rank: int = 0, world_size: int = 1) -> Iterator[Rollouts]:
+        """This rank's contiguous share of every batch of the epoch, a function of (seed, epoch)."""
+        share = self._share(self.batch_size, world_size, flag="batch_size")
         count = self.prompts_per_epoch
         problems = self.task.train_problems(seed=self.seed, epoch=epoch, count=count)
-        return self._collate(self._rows(problems, batch, rank, world_size))
+        for start in range(rank * share, count, self.batch_size):
+            yield self._collate(problems[start : start + share])
 
     def train_dataloader(self) -> SolutionLoader:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return SolutionLoader(self.batches_per_epoch, self._epoch_batches)
+        return SolutionLoader(self)
 
-    def _epoch_batches(self) -> Iterator[Rollouts]:
-        epoch = self.trainer.current_epoch if self.trainer else 0
-        count = self.prompts_per_epoch
-        problems = self.task.train_problems(seed=self.seed, epoch=epoch, count=count)
-        for batch in range(self.batches_per_epoch):
-            yield self._collate(self._rows(problems, batch, self.rank, self.world_size))
-
-    def _rows(
-        self, problems: list[Problem], batch: int, rank: int, world_size: int
-    ) -> list[Problem]:
-        share = self._share(self.batch_size, world_size, flag="batch_size")
-        start = batch * self.batch_size + rank * share
-        return problems[start : start + share]
+    def _check_first_epoch(self) -> None:
+        for _ in self.batches(0, rank=self.rank, world_size=self.world_size):
+            pass
 
     def _collate(self, problems: list[Problem]) -> Rollouts:
         prompts = self._render(problems)
@@ -118,17 +107,19 @@ class SolutionDataModule(PromptDataModule):
 
 
 class SolutionLoader:
-    """Sized iterable over the batches of the present epoch.
+    """Sized iterable over this rank's batches of the trainer's present epoch.
 
     It has a length so that Lightning does not fetch a batch ahead of the epoch's end.
     """
 
-    def __init__(self, length: int, batches: Callable[[], Iterator[Rollouts]]) -> None:
-        self.length = length
-        self.batches = batches
+    def __init__(self, data: SolutionDataModule) -> None:
+        self.data = data
 
     def __len__(self) -> int:
-        return self.length
+        return self.data.batches_per_epoch
 
     def __iter__(self) -> Iterator[Rollouts]:
-        return self.batches()
+        data = self.data
+        assert data.trainer is not None
+        epoch = data.trainer.current_epoch
+        return data.batches(epoch, rank=data.rank, world_size=data.world_size)

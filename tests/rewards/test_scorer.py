@@ -103,13 +103,13 @@ def test_parts_must_be_those_announced():
 def test_failure_to_build_the_reward_is_an_early_error():
     with (
         Scorer(NeedsTheTrainer()) as scorer,
-        pytest.raises(ValueError, match="--data.reward: needs_the_trainer could not.*no module"),
+        pytest.raises(ValueError, match=r"--data.reward: needs_the_trainer could not.*no module"),
     ):
         scorer.wait_until_ready()
 
 
 def test_reward_that_cannot_be_pickled_is_an_error():
-    with pytest.raises(ValueError, match="--data.reward: unpicklable .* must be picklable"):
+    with pytest.raises(ValueError, match=r"--data.reward: unpicklable .* must be picklable"):
         Scorer(Unpicklable())
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import random
 from collections.abc import Iterator
 from typing import Any, Literal
+
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from rlsgd.data.tasks.base import Task, check_fraction, question_hash
 from rlsgd.distributed import derived_seed
@@ -19,7 +22,13 @@ Split = Literal["train", "validation", "test"]
 # drawn before the generator is taken to have nothing more to give.
 _PATIENCE = 8
 # These iterate over sets of strings, so their items change with Python's hash seed.
-_HASH_SEEDED = {"isomorphic_strings", "polynomial_multiplication", "ransom_note", "word_ladder"}
+_HASH_SEEDED = {
+    "isomorphic_strings",
+    "knight_swap",
+    "polynomial_multiplication",
+    "ransom_note",
+    "word_ladder",
+}
 
 
 class ReasoningGym(Task):
@@ -109,7 +118,11 @@ class ReasoningGym(Task):
             seed = derived_seed(split, *seeds, block) % 2**31  # numpy takes no more than 32 bits
             dataset = build_dataset(self.name, self.config, seed=seed, size=size)
             for index in range(size):
-                yield dataset[index]
+                # Two data sets draw from Python's global generator and one reseeds numpy's.
+                with isolate_rng(include_cuda=False):
+                    random.seed(seed + index)
+                    entry = dataset[index]
+                yield entry
 
     def _problem(self, entry: dict[str, Any]) -> Problem:
         # A few data sets have no single answer on record: any valid solution gets full marks.
