@@ -185,10 +185,13 @@ def test_unusable_rows_name_the_flag(tmp_path, rows, options, message):
 
 def test_empty_data_is_an_error(tmp_path):
     Dataset.from_list(numbered(1)).select([]).save_to_disk(tmp_path / "saved")
-    with pytest.raises(ValueError, match=r"--data.task.path: "):
+    with pytest.raises(ValueError, match=r"--data.task.path: .*has it rows\?"):
         DatasetTask(str(tmp_path / "saved")).prepare()
-    with pytest.raises(ValueError, match=r"--data.task.path"):
-        DatasetTask(write(tmp_path / "rows.jsonl", [])).prepare()
+    (tmp_path / "rows.csv").write_text("question,answer\n")
+    with pytest.raises(ValueError, match=r"--data.task.path: .*rows.csv.*has it rows\?"):
+        DatasetTask(str(tmp_path / "rows.csv")).prepare()
+    with pytest.raises(ValueError, match=r"--data.task.path: the file .* is empty"):
+        DatasetTask(write(tmp_path / "rows.jsonl", []))
 
 
 def test_nothing_held_out_is_an_error_only_when_asked_for(path):

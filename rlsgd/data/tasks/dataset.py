@@ -152,8 +152,6 @@ class DatasetTask(Task):
                     f"--data.task.{flag}: {path} has no column {column!r}; its columns are "
                     f"{', '.join(table.column_names)}"
                 )
-        if len(table) == 0:
-            raise ValueError(f"--data.task.{path_flag}: {path} has no rows in split {split!r}")
         return [self._problem(row, number, path) for number, row in enumerate(table)]  # pyright: ignore[reportArgumentType]
 
     def _problem(self, row: dict[str, Any], number: int, path: str) -> Problem:
@@ -195,6 +193,8 @@ def _check_path(path: str, flag: str) -> None:
         raise ValueError(f"{flag}: there is no file or folder {path!r}")
     if place.is_file() and place.suffix not in _BUILDERS:
         raise ValueError(f"{flag}: {path!r} must end in one of {', '.join(_BUILDERS)}")
+    if place.is_file() and place.stat().st_size == 0:
+        raise ValueError(f"{flag}: the file {path!r} is empty")
 
 
 def _load_table(path: str, split: str, name: str | None, flag: str, split_flag: str) -> Dataset:
@@ -212,8 +212,8 @@ def _load_table(path: str, split: str, name: str | None, flag: str, split_flag: 
             table = load_dataset(str(place) if place.is_dir() else path, name, split=split)
     except Exception as error:
         raise ValueError(
-            f"{flag}: cannot load {path!r}, split {split!r} (--data.task.{split_flag}): "
-            f"{type(error).__name__}: {error}"
+            f"{flag}: cannot load {path!r}, split {split!r} (--data.task.{split_flag}); does it "
+            f"exist, and has it rows? {type(error).__name__}: {error}"
         ) from error
     assert isinstance(table, Dataset)
     return table

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import numpy as np
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from rlsgd.data.tasks.base import Task, check_fraction, question_hash
@@ -72,13 +73,13 @@ class ReasoningGym(Task):
         self._check_hash_seed()
 
     def train_problems(self, *, seed: int, epoch: int, count: int) -> list[Problem]:
-        return self._take("train", count, seed, epoch)
+        return self._draw("train", count, seed, epoch)
 
     def validation_problems(self, count: int) -> list[Problem]:
-        return self._take("validation", count, self.validation_seed)
+        return self._draw("validation", count, self.validation_seed)
 
     def test_problems(self, count: int) -> list[Problem]:
-        return self._take("test", count, self.validation_seed)
+        return self._draw("test", count, self.validation_seed)
 
     def default_reward(self) -> ReasoningGymScore:
         return self._reward
@@ -88,9 +89,14 @@ class ReasoningGym(Task):
         place = question_hash(question) / self.held_out_fraction
         return "validation" if place < 0.5 else "test" if place < 1 else "train"
 
-    def _take(self, split: Split, count: int, *seeds: int) -> list[Problem]:
+    def _draw(self, split: Split, count: int, *seeds: int) -> list[Problem]:
         if count == 0:
             return []
+        # A few data sets draw from the global generators, and one reseeds numpy's.
+        with isolate_rng(include_cuda=False):
+            return self._take(split, count, *seeds)
+
+    def _take(self, split: Split, count: int, *seeds: int) -> list[Problem]:
         problems: list[Problem] = []
         seen: set[str] = set()
         for entry in self._entries(split, count, *seeds):
@@ -117,12 +123,10 @@ class ReasoningGym(Task):
             # Item i of a data set depends on seed + i, so neighbouring seeds share items.
             seed = derived_seed(split, *seeds, block) % 2**31  # numpy takes no more than 32 bits
             dataset = build_dataset(self.name, self.config, seed=seed, size=size)
+            random.seed(seed)
+            np.random.seed(seed)
             for index in range(size):
-                # Two data sets draw from Python's global generator and one reseeds numpy's.
-                with isolate_rng(include_cuda=False):
-                    random.seed(seed + index)
-                    entry = dataset[index]
-                yield entry
+                yield dataset[index]
 
     def _problem(self, entry: dict[str, Any]) -> Problem:
         # A few data sets have no single answer on record: any valid solution gets full marks.

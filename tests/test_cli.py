@@ -1,0 +1,195 @@
+"""The command line: errors that name a flag before anything expensive, and exit statuses."""
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rlsgd import cli, training_cli
+from rlsgd.cli import main, user_error
+from rlsgd.models import EMBEDDED
+
+CONFIG = "configs/grpo_embedded.yaml"
+SMALL = [
+    *("--trainer.logger", "false", "--trainer.callbacks", "[]"),
+    *("--trainer.enable_progress_bar", "false", "--trainer.max_epochs", "2"),
+    *("--data.prompts_per_epoch", "4", "--data.group_size", "4"),
+    *("--data.val_problems", "4", "--trainer.accelerator", "cpu"),
+]
+
+
+def fit(*arguments, config=CONFIG):
+    return main(["fit", "--config", config, *SMALL, *arguments])
+
+
+def test_help_needs_no_heavy_import(capsys):
+    assert main([]) == 0
+    assert main(["--help"]) == 0
+    assert "rlsgd study" in capsys.readouterr().out
+
+
+def test_user_error_finds_the_flag_inside_a_wrapped_message():
+    wrapped = "Does not validate\nErrors:\n  - --model.clip_low must be in [0, 1)\n  - Expected"
+    assert user_error(wrapped) == "--model.clip_low must be in [0, 1)"
+    assert user_error("plain bug") is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["--model.policy", "no/such/folder/here"], "--model.policy"),
+        (["--model.policy", "smollm2-135m"], "--model.policy"),
+        (["--model.aggregation", "mean"], "--model.aggregation"),
+        (["--model.clip_low", "1.5"], "--model.clip_low"),
+        (["--model.temperature", "0"], "--model.temperature"),
+        (["--model.kl_estimator", "k9"], "--model.kl_estimator"),
+        (["--model.max_completion_tokens", "0"], "--model.max_completion_tokens"),
+        (["--data.group_size", "1"], "--data.group_size"),
+        (["--data.max_prompt_tokens", "3"], "--data.max_prompt_tokens"),
+        (["--data.task.name", "chain_sums"], "--data.task.name"),
+        (["--model.minibatches", "3"], "--model.minibatches"),
+        (["--trainer.accumulate_grad_batches", "17"], "--trainer.accumulate_grad_batches"),
+    ],
+)
+def test_wrong_values_are_refused_by_the_name_of_their_flag(arguments, flag, capsys, monkeypatch):
+    sampled = []
+    monkeypatch.setattr(
+        "rlsgd.rollout.sampler.HFSampler.sample", lambda *a, **k: sampled.append(1)
+    )
+    assert fit(*arguments) == 2
+    assert flag in capsys.readouterr().err
+    assert not sampled, "the error came after sampling had begun"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--model", "GRPOO"], ["--model.clip_lo", "0.2"], ["--model.optimizer", "torch.optim.Sgd"]],
+)
+def test_unknown_classes_and_options_stop_the_parser(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        fit(*arguments)
+    assert stop.value.code == 2
+    assert arguments[-1].split(".")[-1] in capsys.readouterr().err or "clip_lo" in str(arguments)
+
+
+def test_a_dataset_without_the_mapped_column(tmp_path, capsys):
+    data = tmp_path / "sums.jsonl"
+    data.write_text('{"problem": "1 + 1 =", "answer": "2"}\n' * 8)
+    task = ["--data.task", "DatasetTask", "--data.task.path", str(data)]
+    assert fit(*task, "--data.reward", "ExactAnswer") == 2
+    error = capsys.readouterr().err
+    assert "--data.task.question_column" in error and "problem" in error
+
+
+def test_an_empty_dataset(tmp_path, capsys):
+    data = tmp_path / "sums.jsonl"
+    data.write_text("")
+    task = ["--data.task", "DatasetTask", "--data.task.path", str(data)]
+    assert fit(*task, "--data.reward", "ExactAnswer") == 2
+    assert "--data.task.path" in capsys.readouterr().err
+
+
+def test_a_learning_rate_that_explodes_exits_3_and_names_it(capsys):
+    status = fit("--model.optimizer.lr", "1e38", "--trainer.gradient_clip_val", "null")
+    assert status == 3
+    assert "--model.optimizer.init_args.lr" in capsys.readouterr().err
+
+
+def test_weights_survive_a_gradient_that_is_not_finite(monkeypatch):
+    """The check comes before the optimizer step, so what was learned is not destroyed."""
+    from rlsgd.algorithms import GRPO
+    from rlsgd.types import DivergedError
+
+    kept = {}
+
+    def poisoned(self, batch):
+        loss = original(self, batch)
+        kept["module"] = self
+        kept["before"] = {n: p.detach().clone() for n, p in self.policy.named_parameters()}
+        # finite forward, infinite gradient: the norm check must catch it, not the loss check
+        return loss + 0 * loss + _InfiniteGradient.apply(next(self.policy.parameters()).sum())
+
+    original = GRPO.loss
+    monkeypatch.setattr(GRPO, "loss", poisoned)
+    with pytest.raises(DivergedError, match="gradient norm"):
+        training_cli.TrainingCLI.run(["fit", "--config", CONFIG, *SMALL])
+    for name, parameter in kept["module"].policy.named_parameters():
+        assert torch.equal(parameter, kept["before"][name])
+
+
+class _InfiniteGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 0
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * torch.inf
+
+
+def test_too_little_disk_is_refused_before_training(monkeypatch, capsys, tmp_path):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(training_cli.shutil, "disk_usage", lambda path: usage)
+    arguments = ["--trainer.enable_checkpointing", "true", "--trainer.default_root_dir", str(tmp_path)]
+    assert fit(*arguments) == 2
+    assert "--trainer.default_root_dir" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_names_the_flag_and_keeps_the_last_checkpoint(
+    monkeypatch, capsys, tmp_path
+):
+    from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+    save = TorchCheckpointIO.save_checkpoint
+
+    def full(self, checkpoint, path, storage_options=None):
+        if checkpoint["epoch"] >= 1:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        save(self, checkpoint, path, storage_options)
+
+    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", full)
+    arguments = ["--trainer.enable_checkpointing", "true", "--trainer.default_root_dir", str(tmp_path)]
+    assert fit(*arguments) == 2
+    assert "--trainer.default_root_dir" in capsys.readouterr().err
+    [kept] = tmp_path.rglob("*.ckpt")
+    assert torch.load(kept, weights_only=False)["epoch"] == 0
+
+
+def test_fit_then_validate_the_exported_folder(tmp_path):
+    """The whole way: train, export, and evaluate the export by its path."""
+    out = tmp_path / "tuned"
+    export = ["--trainer.callbacks+=HFExport", f"--trainer.callbacks.folder={out}"]
+    assert fit(*export) == 0
+    base, tuned = (load_file(folder / "model.safetensors") for folder in (EMBEDDED, out))
+    assert base.keys() == tuned.keys()
+    assert any(not torch.equal(base[name], tuned[name]) for name in base)
+    small = [*SMALL, "--model.policy", str(out)]
+    assert main(["validate", "--config", CONFIG, *small]) == 0
+
+
+def test_predict_writes_every_completion(tmp_path):
+    logger = ["--trainer.callbacks", "[{class_path: CompletionLog}]"]
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    assert main(["predict", "--config", CONFIG, *SMALL, *logger, *root]) == 0
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert len(records) == 4
+    assert all(record["prompt"].startswith("State the final answer") for record in records)
+
+
+def test_non_finite_weights_on_disk_are_named(tmp_path, capsys):
+    for file in EMBEDDED.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    name = sorted(weights)[0]
+    weights[name][..., 0] = float("nan")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert fit("--model.policy", str(tmp_path)) == 3
+    assert name in capsys.readouterr().err
+
+
+def test_the_module_runs_as_a_script():
+    assert cli.__name__ == "rlsgd.cli" and Path(cli.__file__).name == "cli.py"
