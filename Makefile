@@ -20,6 +20,7 @@ help:
 
 .venv/dev: .venv/main
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps verl
 	@touch $@
 
 quickstart: .venv/main

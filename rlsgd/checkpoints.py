@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils.hub import cached_file
@@ -37,14 +38,13 @@ class LazyTensors:
         """
         if Path(path).is_file():
             return cls(_names([Path(path)]))
-        index = cached_file(str(path), INDEX, _raise_exceptions_for_missing_entries=False)
-        if index is None:
-            single = cached_file(str(path), SINGLE, _raise_exceptions_for_missing_entries=False)
-            if single is None:
-                raise FileNotFoundError(f"{path} holds neither {SINGLE} nor {INDEX}")
-            return cls(_names([Path(single)]))
-        shards = json.loads(Path(index).read_text())["weight_map"]
-        return cls({name: Path(index).parent / shard for name, shard in shards.items()})
+        # In transformers' order, for a folder in which a later save left the other one behind.
+        if single := _find(path, SINGLE):
+            return cls(_names([single]))
+        if index := _find(path, INDEX):
+            shards = json.loads(index.read_text())["weight_map"]
+            return cls({name: index.parent / shard for name, shard in shards.items()})
+        raise FileNotFoundError(f"{path} holds neither {SINGLE} nor {INDEX}")
 
     def __contains__(self, name: str) -> bool:
         return name in self.files
@@ -60,17 +60,34 @@ class LazyTensors:
 
 
 def write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> LazyTensors:
-    """Write each tensor to a file of its own in `folder`, holding one at a time."""
+    """Write each tensor to a file of its own in `folder`, holding one at a time.
+
+    Afterwards the folder holds these tensors and no others. Each file appears whole, so ranks that
+    write the same tensors to a shared folder do not disturb each other.
+
+    Raises:
+        OSError: the disk is full (`ENOSPC`).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for index, (name, tensor) in enumerate(tensors):
         files[name] = folder / f"{index:06d}.safetensors"
-        save_file({name: tensor.cpu().contiguous()}, files[name])
+        try:
+            save_file({name: tensor.cpu().contiguous()}, files[name])
+        except SafetensorError as error:
+            if f"os error {errno.ENOSPC}" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, "No space left on device", str(files[name])) from error
+    _remove_tensors(folder, keep=set(files.values()))
     return LazyTensors(files)
 
 
 def starting_weights(
-    parameters: Iterable[tuple[str, Tensor]], path: str | None, snapshot: Path, *, resumed: bool
+    parameters: Callable[[], Iterable[tuple[str, Tensor]]],
+    path: str | None,
+    snapshot: Path,
+    *,
+    resumed: bool,
 ) -> LazyTensors:
     """The weights before training: the checkpoint on disk when it holds them, else a snapshot.
 
@@ -78,9 +95,10 @@ def starting_weights(
     tensors on loading. A resumed run trusts names and shapes, or reads the snapshot of its start.
 
     Args:
-        parameters: live parameters, whole, under their first name.
+        parameters: walks the live parameters, whole, under their first name. It may be called
+            twice, because a sharded model is gathered anew rather than held.
         path: model folder or hub name they were loaded from; none if initialised at random.
-        snapshot: folder for the copy.
+        snapshot: folder for the copy; a new run removes what an older one left there.
         resumed: the live parameters are already trained.
 
     Raises:
@@ -88,14 +106,11 @@ def starting_weights(
     """
     if resumed and snapshot.is_dir():
         return LazyTensors(_names(sorted(snapshot.glob("*.safetensors"))))
-    live = list(parameters)
-    on_disk = None
-    if path is not None:
-        try:
-            on_disk = LazyTensors.open(path)
-        except FileNotFoundError:
-            on_disk = None
-    if on_disk is not None and all(_matches(on_disk, n, p, values=not resumed) for n, p in live):
+    on_disk = _open_if_there(path) if path is not None else None
+    if on_disk is not None and all(
+        _matches(on_disk, name, value, values=not resumed) for name, value in parameters()
+    ):
+        _remove_tensors(snapshot)
         return on_disk
     if resumed:
         raise FileNotFoundError(
@@ -103,7 +118,29 @@ def starting_weights(
             "cannot be measured. Restore the folder, or remove the update callbacks from "
             "--trainer.callbacks"
         )
-    return write_tensors(live, snapshot)
+    return write_tensors(parameters(), snapshot)
+
+
+def _find(path: str | Path, filename: str) -> Path | None:
+    if Path(path).is_dir():
+        return found if (found := Path(path) / filename).is_file() else None
+    try:
+        cached = cached_file(str(path), filename)
+    except OSError:  # whatever the reason, the file is not to be had
+        return None
+    return Path(cached) if cached else None
+
+
+def _open_if_there(path: str) -> LazyTensors | None:
+    try:
+        return LazyTensors.open(path)
+    except FileNotFoundError:
+        return None
+
+
+def _remove_tensors(folder: Path, *, keep: Iterable[Path] = ()) -> None:
+    for path in set(folder.glob("*.safetensors")) - set(keep):
+        path.unlink(missing_ok=True)  # another rank may have been here
 
 
 def _names(files: Iterable[Path]) -> dict[str, Path]:

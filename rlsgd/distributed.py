@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,8 +20,17 @@ def global_sum(value: Tensor) -> Tensor:
     return value
 
 
+def gathered(values: list[Any]) -> list[Any]:
+    """The lists of all ranks as one, in the order of ranks, on every rank."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    lists: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(lists, values)
+    return [value for part in lists for value in part]
+
+
 def derived_seed(*parts: int | str) -> int:
-    """A 63-bit seed from (run seed, purpose, epoch, rank ...), different whenever a part differs."""
+    """A 63-bit seed from (run seed, purpose, epoch, rank ...), another one if any part differs."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ EMBEDDED = Path(__file__).parent / "assets" / "embedded"
 
 def cache_folder() -> Path:
     """Where prepared models live: `$RLSGD_CACHE`, else `~/.cache/rlsgd`."""
-    return Path(os.environ.get("RLSGD_CACHE", Path.home() / ".cache" / "rlsgd"))
+    return Path(os.environ.get("RLSGD_CACHE") or Path.home() / ".cache" / "rlsgd")
 
 
 def resolve_model(path: str) -> str:
@@ -40,6 +41,8 @@ def resolve_model(path: str) -> str:
     """
     if path == "embedded":
         return str(EMBEDDED)
+    if not path:
+        raise ValueError("--model.policy is empty; name a model folder or 'embedded'")
     if Path(path).is_dir():
         return path
     if (prepared := cache_folder() / path).is_dir():
@@ -58,10 +61,15 @@ def resolve_model(path: str) -> str:
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder; a missing pad token becomes the end-of-sequence token."""
+    """The tokenizer of a model folder; a missing pad token becomes the end-of-sequence token.
+
+    Raises:
+        ValueError: there is none, or it has no end-of-sequence token.
+    """
+    folder = resolve_model(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model(path))
-    except OSError as error:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
         raise ValueError(f"--model.policy {path}: no tokenizer could be loaded: {error}") from error
     if tokenizer.eos_token_id is None:
         raise ValueError(f"--model.policy {path}: its tokenizer has no eos token; add one to it")
@@ -72,27 +80,39 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def load_policy(path: str, *, random_weights: bool = False) -> PreTrainedModel:
-    """The model to train: float32 weights, train mode, every dropout 0.
+    """The model to train: float32 weights, train mode, every dropout and jitter 0.
 
     Dropout must be off: it makes the policy that is updated differ from the one that sampled, so
-    that the ratio of the first minibatch is not 1.
+    that the ratio of the first minibatch is not 1. The noise on the router of a mixture of experts
+    does the same.
 
     Args:
         path: see `resolve_model`.
         random_weights: initialise from the folder's `config.json` alone, under the global seed.
+
+    Raises:
+        ValueError: there is no such model, or its weights are not all there.
     """
     folder = resolve_model(path)
     try:
         config = AutoConfig.from_pretrained(folder)
-        _zero_dropout(config)
+        _zero_noise(config)
         if random_weights:
-            policy = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            policy, missing = AutoModelForCausalLM.from_config(config, dtype=torch.float32), []
         else:
-            policy = AutoModelForCausalLM.from_pretrained(
-                folder, config=config, dtype=torch.float32
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, dtype=torch.float32, output_loading_info=True
             )
-    except OSError as error:
-        raise ValueError(f"--model.policy {path}: the model could not be loaded: {error}") from error
+            policy, missing = loaded[0], sorted(loaded[1]["missing_keys"])
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--model.policy {path}: the model could not be loaded: {error}"
+        ) from error
+    if missing:
+        raise ValueError(
+            f"--model.policy {path}: its checkpoint lacks {', '.join(missing[:3])} ({len(missing)} "
+            "tensors in all), which would be random; is it that of a causal language model?"
+        )
     # A shipped generation config (top-k 20, repetition penalty ...) would make the sampler's
     # distribution differ from the policy's; only the special tokens are kept.
     shipped = policy.generation_config or GenerationConfig()
@@ -111,21 +131,29 @@ def load_reference(path: str) -> PreTrainedModel:
     return reference.eval()
 
 
-def _zero_dropout(config: PretrainedConfig) -> None:
-    for name, value in config.to_dict().items():
-        if ("drop" in name or name == "summary_first_dropout") and isinstance(value, float):
+def _zero_noise(config: PretrainedConfig) -> None:
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PretrainedConfig):
+            _zero_noise(value)
+        elif ("drop" in name or "jitter" in name) and isinstance(value, float):
             setattr(config, name, 0.0)
 
 
 def stop_token_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends a completion: the tokenizer's eos and the model's own list."""
-    own = policy.generation_config.eos_token_id if policy.generation_config else None
+    own: Any = policy.generation_config.eos_token_id if policy.generation_config else None
     listed = own if isinstance(own, list) else [own]
-    return sorted({tokenizer.eos_token_id, *(t for t in listed if t is not None)})
+    ids: list[Any] = [tokenizer.eos_token_id, *listed]
+    return sorted({token_id for token_id in ids if token_id is not None})
 
 
 def completion_logprobs(
-    model: PreTrainedModel, batch: Rollouts, *, temperature: float, with_entropy: bool = False
+    model: PreTrainedModel,
+    batch: Rollouts,
+    *,
+    temperature: float,
+    with_entropy: bool = False,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities of the completion tokens under `model` at `temperature`.
 
@@ -133,8 +161,9 @@ def completion_logprobs(
     prompt. Position ids count real tokens, so padding on either side changes nothing.
 
     Returns:
-        logprobs [B, T], 0 outside the completion mask; and the entropy [B, T] likewise (without
-        gradient), or None.
+        logprobs [B, T], 0 outside the completion mask; and the entropy [B, T] likewise, or None.
+        The entropy has a gradient only with `entropy_gradient`, which keeps another [B, K, V]
+        tensor until the backward.
     """
     mask = batch.completion_mask
     columns = mask[:, 1:].any(0).nonzero().squeeze(1)  # [K] positions that predict a scored token
@@ -150,8 +179,8 @@ def completion_logprobs(
     logprobs = _scatter(picked, scored, columns + 1, mask)
     if not with_entropy:
         return logprobs, None
-    with torch.no_grad():
-        entropy = token_entropy(logits.detach(), temperature=temperature)
+    entropy_logits = logits if entropy_gradient else logits.detach()
+    entropy = token_entropy(entropy_logits, temperature=temperature)
     return logprobs, _scatter(entropy, scored, columns + 1, mask)
 
 

@@ -33,9 +33,12 @@ class Scores:
         parts: the same for every named component; a plain reward has one part, itself.
         failures: for each completion None, or why its verifier failed ("timeout", "ValueError: ...").
         full_marks: the reward that counts as a correct answer in `accuracy`.
+        answers: the answer found in each completion, None where there is none or the verifier
+            failed; empty where nobody asked for them.
     """
 
     rewards: list[float]
     parts: dict[str, list[float]]
     failures: list[str | None]
     full_marks: float = 1.0
+    answers: list[str | None] = field(default_factory=list)

@@ -9,14 +9,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from rlsgd import algorithms, callbacks, data  # noqa: F401  (gives classes their short names)
-from rlsgd.algorithms import PolicyModule
+from rlsgd.algorithms import PolicyModule, RLModule
+from rlsgd.callbacks import EvaluationReport
 from rlsgd.checkpoints import LazyTensors
 from rlsgd.data import PromptDataModule
+from rlsgd.rollout.loader import check_sizes
 
 # true of every run here, and nothing that a user could act on
 EXPECTED_WARNINGS = (
@@ -74,9 +75,36 @@ class TrainingCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Check the disk, then measure the starting policy, so that every curve has its step 0."""
-        check_disk_space(self.trainer, self.model)
-        if self.config["fit"].get("ckpt_path") is None and not self.trainer.fast_dev_run:
-            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+        trainer: Any = self.trainer
+        if isinstance(self.model, RLModule):
+            check_sizes(self.model, self.datamodule, trainer)
+        check_disk_space(trainer, self.model)
+        if self.config["fit"].get("ckpt_path") is None and not trainer.fast_dev_run:
+            trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        skipped = LightningCLI.subcommands()
+        for command in ("validate", "test"):
+            skipped[command] = {*skipped[command], "verbose"}  # the report has a table of its own
+        return skipped
+
+    def validate(self, **arguments: Any) -> None:
+        """`rlsgd validate`: in full, unlike the validations of a fit."""
+        self.model.validates_fully = True
+        self.add_report()
+        self.trainer.validate(**arguments, verbose=False)
+
+    def test(self, **arguments: Any) -> None:
+        """`rlsgd test`."""
+        self.add_report()
+        self.trainer.test(**arguments, verbose=False)
+
+    def add_report(self) -> None:
+        """An evaluation is reported whatever callbacks the config lists."""
+        present: list[Any] = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        if not any(isinstance(callback, EvaluationReport) for callback in present):
+            present.append(EvaluationReport())
 
 
 def run_seed(seed: bool | int) -> int:
@@ -84,7 +112,7 @@ def run_seed(seed: bool | int) -> int:
     return int(seed)
 
 
-def check_disk_space(trainer: Trainer, model: PolicyModule) -> None:
+def check_disk_space(trainer: Any, model: PolicyModule) -> None:
     """Refuse to start where the first checkpoint would not fit.
 
     Raises:

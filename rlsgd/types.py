@@ -2,7 +2,8 @@
 
 Shape legend, used in every signature: B = completions in the batch (prompts x group size),
 T = tokens of prompt and completion together, K = columns scored, V = vocabulary. Column t of a
-[B, T] tensor belongs to token t: `logprobs[:, t]` is the log-probability *of* token t, column 0 is 0.
+[B, T] tensor belongs to token t: `logprobs[:, t]` is the log-probability *of* token t; column 0
+is 0.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ class Rollouts:
     ref_logprobs: Tensor | None = None  # [B, T] by the reference
     rewards: Tensor | None = None  # [B]
     advantages: Tensor | None = None  # [B] or [B, T]
+    entropy: Tensor | None = None  # [B, T] of the policy's next-token distribution, now
     denominator: Tensor | None = None  # [] what the minibatch's summed loss is divided by, global
+    values: Tensor | None = None  # [B, T] by the critic at rollout time
+    returns: Tensor | None = None  # [B, T] what the critic should have said
     num_tokens: Tensor | None = None  # [] completion tokens of the minibatch, global
     prompts: list[Prompt] = field(default_factory=list)  # B, one for each row
     completions: list[str] = field(default_factory=list)  # B decoded texts
@@ -53,6 +57,7 @@ class Rollouts:
 
     def select(self, rows: Tensor) -> Rollouts:
         """The given rows [N] as a new batch; `denominator` and `metrics` are carried over."""
+        assert rows.dtype == torch.long, "rows are indices, not a mask: the lists need them too"
         picked: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)

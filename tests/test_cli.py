@@ -19,6 +19,7 @@ SMALL = [
     *("--data.prompts_per_epoch", "4", "--data.group_size", "4"),
     *("--data.val_problems", "4", "--trainer.accelerator", "cpu"),
 ]
+EXPLODING = ["--model.optimizer.lr=1e38", "--model.optimizer.weight_decay=1e3"]
 
 
 def fit(*arguments, config=CONFIG):
@@ -56,9 +57,7 @@ def test_user_error_finds_the_flag_inside_a_wrapped_message():
 )
 def test_wrong_values_are_refused_by_the_name_of_their_flag(arguments, flag, capsys, monkeypatch):
     sampled = []
-    monkeypatch.setattr(
-        "rlsgd.rollout.sampler.HFSampler.sample", lambda *a, **k: sampled.append(1)
-    )
+    monkeypatch.setattr("rlsgd.rollout.sampler.HFSampler.sample", lambda *a, **k: sampled.append(1))
     assert fit(*arguments) == 2
     assert flag in capsys.readouterr().err
     assert not sampled, "the error came after sampling had begun"
@@ -93,9 +92,13 @@ def test_an_empty_dataset(tmp_path, capsys):
 
 
 def test_a_learning_rate_that_explodes_exits_3_and_names_it(capsys):
-    status = fit("--model.optimizer.lr", "1e38", "--trainer.gradient_clip_val", "null")
+    status = fit(*EXPLODING)
     assert status == 3
     assert "--model.optimizer.init_args.lr" in capsys.readouterr().err
+
+
+def test_weights_that_explode_in_the_last_step_are_noticed(capsys):
+    assert fit(*EXPLODING, "--trainer.max_epochs=1") == 3
 
 
 def test_weights_survive_a_gradient_that_is_not_finite(monkeypatch):
@@ -133,7 +136,7 @@ class _InfiniteGradient(torch.autograd.Function):
 def test_too_little_disk_is_refused_before_training(monkeypatch, capsys, tmp_path):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(training_cli.shutil, "disk_usage", lambda path: usage)
-    arguments = ["--trainer.enable_checkpointing", "true", "--trainer.default_root_dir", str(tmp_path)]
+    arguments = ["--trainer.enable_checkpointing=true", f"--trainer.default_root_dir={tmp_path}"]
     assert fit(*arguments) == 2
     assert "--trainer.default_root_dir" in capsys.readouterr().err
 
@@ -151,11 +154,51 @@ def test_a_disk_that_fills_up_names_the_flag_and_keeps_the_last_checkpoint(
         save(self, checkpoint, path, storage_options)
 
     monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", full)
-    arguments = ["--trainer.enable_checkpointing", "true", "--trainer.default_root_dir", str(tmp_path)]
+    arguments = ["--trainer.enable_checkpointing=true", "--trainer.check_val_every_n_epoch=1"]
+    arguments.append(f"--trainer.default_root_dir={tmp_path}")
     assert fit(*arguments) == 2
     assert "--trainer.default_root_dir" in capsys.readouterr().err
     [kept] = tmp_path.rglob("*.ckpt")
     assert torch.load(kept, weights_only=False)["epoch"] == 0
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        ["torch.optim.RMSprop", "--model.optimizer.lr=1e-5"],
+        ["torch.optim.SGD", "--model.optimizer.lr=1e-3", "--model.optimizer.momentum=0.9"],
+        ["AdamW", "--model.optimizer.lr=1e-5", "--model.optimizer.weight_decay=0"],
+    ],
+)
+def test_any_torch_optimizer_by_its_class(optimizer):
+    cli = training_cli.TrainingCLI.run(
+        ["fit", "--config", CONFIG, *SMALL, "--model.optimizer", *optimizer]
+    )
+    [used] = cli.trainer.optimizers
+    assert type(used).__name__ == optimizer[0].rpartition(".")[2]
+    for flag in optimizer[1:]:
+        name, value = flag.removeprefix("--model.optimizer.").split("=")
+        assert used.param_groups[0][name] == float(value)
+    assert cli.trainer.global_step == 2
+
+
+def test_sgd_has_no_momentum_and_no_weight_decay_unless_asked():
+    cli = training_cli.TrainingCLI.run(["fit", "--config", CONFIG, *SMALL])
+    [group] = cli.trainer.optimizers[0].param_groups
+    assert (group["momentum"], group["weight_decay"]) == (0, 0)
+
+
+def test_help_comes_from_docstrings(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.help", "GRPO"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "the ratio is clipped below at 1 - clip_low" in out
+    assert "passes over each rollout" in out, "a parent's argument lost its help"
+
+
+def test_one_seed_reaches_module_and_data():
+    cli = training_cli.TrainingCLI.run(["fit", "--config", CONFIG, *SMALL, "--seed_everything=7"])
+    assert (cli.model.seed, cli.datamodule.seed) == (7, 7)
 
 
 def test_fit_then_validate_the_exported_folder(tmp_path):
@@ -177,7 +220,7 @@ def test_predict_writes_every_completion(tmp_path):
     lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert len(records) == 4
-    assert all(record["prompt"].startswith("State the final answer") for record in records)
+    assert all(record["prompt"].startswith("Calculate ") for record in records)
 
 
 def test_non_finite_weights_on_disk_are_named(tmp_path, capsys):

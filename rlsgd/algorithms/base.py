@@ -8,10 +8,12 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
 from rlsgd.distributed import derived_seed
+from rlsgd.evaluation import Estimate, ProblemResults, estimates
 from rlsgd.models import load_policy, load_tokenizer, resolve_model, stop_token_ids
 from rlsgd.problems import Prompt, Scores
 from rlsgd.rollout.sampler import HFSampler, Sampler
@@ -29,6 +31,10 @@ class PolicyModule(LightningModule):
         sampler: how completions are sampled; none means transformers' generate.
         max_completion_tokens: most tokens of a completion.
         random_weights: start from the model's config with random weights instead of its weights.
+        eval_samples: completions that `rlsgd test` and `rlsgd validate` sample for each problem
+            besides the greedy one, for avg@k, pass@k and the majority's answer; 0 for none. The
+            validation during `fit` is always greedy.
+        eval_temperature: of those samples.
         seed: of everything this module draws; `seed_everything` sets it on the command line.
     """
 
@@ -40,11 +46,17 @@ class PolicyModule(LightningModule):
         sampler: Sampler | None = None,
         max_completion_tokens: int = 256,
         random_weights: bool = False,
+        eval_samples: int = 0,
+        eval_temperature: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if max_completion_tokens < 1:
             raise ValueError("--model.max_completion_tokens must be at least 1")
+        if eval_samples < 0:
+            raise ValueError("--model.eval_samples must be 0 (greedy alone) or positive")
+        if eval_temperature <= 0:
+            raise ValueError("--model.eval_temperature must be above 0; greedy is reported anyway")
         self.policy_path = policy
         self.starting_folder = resolve_model(policy)
         self.optimizer = optimizer
@@ -52,11 +64,17 @@ class PolicyModule(LightningModule):
         self.sampler = sampler or HFSampler()
         self.max_completion_tokens = max_completion_tokens
         self.random_weights = random_weights
+        self.eval_samples = eval_samples
+        self.eval_temperature = eval_temperature
         self.seed = seed
         self.strict_loading = False  # checkpoints carry no frozen model
         self.tokenizer = load_tokenizer(policy)
         self.eval_reward, self.eval_accuracy = MeanMetric(), MeanMetric()
         self.eval_length, self.eval_truncated = MeanMetric(), MeanMetric()
+        self.eval_problems = ProblemResults(eval_samples)
+        self.eval_values: dict[str, Tensor] = {}  # of the last full evaluation, by problem
+        self.eval_estimates: dict[str, Estimate] = {}
+        self.validates_fully = False
         self.policy: PreTrainedModel
 
     def configure_model(self) -> None:
@@ -85,17 +103,16 @@ class PolicyModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Log the norm before clipping and the share of steps clipped; stop if it is not finite."""
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # pyright: ignore
+        norm = self.gradient_norm()
         if not torch.isfinite(norm):
             raise DivergedError(
                 f"the gradient norm is {float(norm)} at optimizer step {self.global_step}: weights "
                 "are left as they were before this step. Lower --model.optimizer.init_args.lr or "
                 "set --trainer.gradient_clip_val"
             )
-        by_norm = gradient_clip_val is not None and gradient_clip_algorithm != "value"
-        clipped = norm > gradient_clip_val if by_norm else torch.zeros_like(norm)
+        # by value a step is clipped if its largest element is
+        measured = self.gradient_norm(torch.inf) if gradient_clip_algorithm == "value" else norm
+        clipped = measured > (gradient_clip_val or torch.inf)
         self.log("grad_norm", norm, on_step=False, on_epoch=True)
         self.log("grad_clipped_fraction", clipped.float(), on_step=False, on_epoch=True)
         self.clip_gradients(
@@ -103,6 +120,12 @@ class PolicyModule(LightningModule):
             gradient_clip_val=gradient_clip_val,
             gradient_clip_algorithm=gradient_clip_algorithm,
         )
+
+    def gradient_norm(self, norm_type: float = 2.0) -> Tensor:
+        """Norm [] of all gradients together, over every rank's shards."""
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, norm_type)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def scale_for_backward(self, loss_share: Tensor) -> Tensor:
         """Undo the two averages that follow: Lightning's over microbatches, the strategy's over ranks.
@@ -126,6 +149,9 @@ class PolicyModule(LightningModule):
                     "--model.optimizer.init_args.lr or set --trainer.gradient_clip_val"
                 )
 
+    def on_train_end(self) -> None:
+        self.require_finite_weights()  # the last step has no rollout after it
+
     # ---- sampling and evaluation
 
     def sample(
@@ -141,12 +167,12 @@ class PolicyModule(LightningModule):
                 max_completion_tokens=self.max_completion_tokens,
                 temperature=temperature,
                 stop_token_ids=self.stop_token_ids,
-                pad_token_id=self.tokenizer.pad_token_id,
+                pad_token_id=int(self.tokenizer.pad_token_id),  # pyright: ignore[reportArgumentType]
                 seed=seed,
             )
         rollouts.prompts = [p for p in prompts for _ in range(completions_per_prompt)]
         rollouts.completions = [
-            self.tokenizer.decode(ids[mask], skip_special_tokens=True)
+            str(self.tokenizer.decode(ids[mask], skip_special_tokens=True))
             for ids, mask in zip(rollouts.input_ids, rollouts.completion_mask, strict=True)
         ]
         return rollouts
@@ -158,17 +184,46 @@ class PolicyModule(LightningModule):
         rollouts.rewards = torch.tensor(scores.rewards, device=rollouts.input_ids.device)
         return scores
 
-    def evaluate(self, prompts: list[Prompt]) -> Rollouts:
-        """Greedy completions of held-out prompts, scored into the running evaluation metrics."""
-        seed = derived_seed(self.seed, "evaluate")
-        rollouts = self.sample(prompts, completions_per_prompt=1, temperature=0.0, seed=seed)
-        scores = self.score(rollouts)
+    @property
+    def evaluates_fully(self) -> bool:
+        """Whether intervals and samples are wanted: not while fitting, which has to be fast."""
+        return self.trainer.testing or (self.trainer.validating and self.validates_fully)
+
+    def evaluate(self, prompts: list[Prompt], batch_idx: int = 0) -> Rollouts:
+        """Greedy completions of held-out prompts, scored into the running evaluation metrics.
+
+        A full evaluation samples as well. Its samples are the same again for the same seed, number
+        of ranks and batch size.
+        """
+        seed = derived_seed(self.seed, "evaluate", self.global_rank, batch_idx)
+        rollouts, correct, _ = self.graded(prompts, 1, temperature=0.0, seed=seed)
         assert rollouts.rewards is not None
         self.eval_reward.update(rollouts.rewards)
-        self.eval_accuracy.update((rollouts.rewards >= scores.full_marks).float())
+        self.eval_accuracy.update(correct)
         self.eval_length.update(rollouts.completion_mask.sum(1).float())
         self.eval_truncated.update(rollouts.truncated.float())
+        if self.evaluates_fully and self.eval_samples:
+            _, sampled, answers = self.graded(
+                prompts, self.eval_samples, temperature=self.eval_temperature, seed=seed
+            )
+            self.eval_problems.update(correct, sampled, answers)
+        elif self.evaluates_fully:
+            self.eval_problems.update(correct)
         return rollouts
+
+    def graded(
+        self, prompts: list[Prompt], completions_per_prompt: int, *, temperature: float, seed: int
+    ) -> tuple[Rollouts, Tensor, list[str | None]]:
+        """Scored completions, 1 for each correct one (else 0), and the answers found in them."""
+        rollouts = self.sample(
+            prompts,
+            completions_per_prompt=completions_per_prompt,
+            temperature=temperature,
+            seed=seed,
+        )
+        scores = self.score(rollouts)
+        assert rollouts.rewards is not None
+        return rollouts, (rollouts.rewards >= scores.full_marks).float(), scores.answers
 
     def log_evaluation(self, stage: str) -> None:
         """Log and reset the evaluation metrics; torchmetrics reduces them over ranks."""
@@ -176,21 +231,31 @@ class PolicyModule(LightningModule):
         self.log(f"{stage}/reward", self.eval_reward)
         self.log(f"{stage}/mean_length", self.eval_length)
         self.log(f"{stage}/truncated_fraction", self.eval_truncated)
+        if not self.evaluates_fully:
+            return
+        self.eval_values = self.eval_problems.compute()
+        self.eval_problems.reset()
+        self.eval_estimates = estimates(self.eval_values, seed=derived_seed(self.seed, "bootstrap"))
+        for name, (value, low, high) in self.eval_estimates.items():
+            if name != "accuracy":  # which is logged above
+                self.log(f"{stage}/{name}", value, sync_dist=True)
+            self.log(f"{stage}/{name}/low", low, sync_dist=True)
+            self.log(f"{stage}/{name}/high", high, sync_dist=True)
 
     def validation_step(self, batch: list[Prompt], batch_idx: int) -> None:
-        self.evaluate(batch)
+        self.evaluate(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         self.log_evaluation("val")
 
     def test_step(self, batch: list[Prompt], batch_idx: int) -> None:
-        self.evaluate(batch)
+        self.evaluate(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
         self.log_evaluation("test")
 
     def predict_step(self, batch: list[Prompt], batch_idx: int) -> Rollouts:
-        return self.evaluate(batch)
+        return self.evaluate(batch, batch_idx)
 
     # ---- checkpoints
 

@@ -2,19 +2,19 @@
 
 Differences from the paper: the loss is averaged over tokens by default (`--model.aggregation
 seq-mean-token-mean` is the paper's), and the KL term is off unless `--model.kl_coef` is set
-(arXiv:2602.07729 uses 0.001). With one update from each rollout every ratio is 1 and clipping is inert.
+(arXiv:2602.07729 uses 0.001). With one update from each rollout every ratio is 1 and clipping is
+inert. `RLModule.loss` adds kl_coef * KL to the per-token loss below and aggregates.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from rlsgd.algorithms.rl import RLModule
 from rlsgd.functional.advantages import group_relative
-from rlsgd.functional.kl import kl_penalty, validate_kl_estimator
-from rlsgd.functional.losses import clip_fractions, clipped_policy_loss, validate_clip
+from rlsgd.functional.losses import clipped_ratio_loss, validate_clip
 from rlsgd.types import Rollouts
 
 
@@ -24,12 +24,13 @@ class GRPO(RLModule):
     Args:
         clip_low: the ratio is clipped below at 1 - clip_low.
         clip_high: and above at 1 + clip_high.
-        dual_clip: bound of the ratio where the advantage is negative (arXiv:1912.09729); none is off.
+        dual_clip: bound of the ratio where the advantage is negative (arXiv:1912.09729), or none.
         scale_advantages: divide each group's centred rewards by their standard deviation.
         advantage_ddof: 1 for the sample standard deviation, 0 for the population's.
         advantage_eps: added to the standard deviation.
-        kl_estimator: `k1`, `k2`, `k3` or `k3-corrected` (see functional/kl.py for their gradients).
     """
+
+    smallest_group: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -39,26 +40,16 @@ class GRPO(RLModule):
         scale_advantages: bool = True,
         advantage_ddof: int = 1,
         advantage_eps: float = 1e-6,
-        kl_estimator: str = "k3",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         validate_clip(clip_low, clip_high, dual_clip)
-        validate_kl_estimator(kl_estimator)
         self.clip_low = clip_low
         self.clip_high = clip_high
         self.dual_clip = dual_clip
         self.scale_advantages = scale_advantages
         self.advantage_ddof = advantage_ddof
         self.advantage_eps = advantage_eps
-        self.kl_estimator = kl_estimator
-
-    def check_group_size(self, group_size: int) -> None:
-        """A group of one has no spread to normalise by."""
-        if group_size == 1:
-            raise ValueError(
-                "--data.group_size 1: every group-relative advantage would be 0; use at least 2"
-            )
 
     def advantages(self, rollouts: Rollouts, group_size: int) -> Tensor:
         assert rollouts.rewards is not None
@@ -70,25 +61,15 @@ class GRPO(RLModule):
             eps=self.advantage_eps,
         )
 
-    def loss(self, batch: Rollouts) -> Tensor:
-        mask = batch.completion_mask
-        logprobs, old_logprobs = self.policy_logprobs(batch)
-        clip = {"clip_low": self.clip_low, "clip_high": self.clip_high}
-        per_token = clipped_policy_loss(
-            logprobs, old_logprobs, batch.advantages, mask, dual_clip=self.dual_clip, **clip
+    def per_token_loss(self, logprobs: Tensor, old_logprobs: Tensor, batch: Rollouts) -> Tensor:
+        assert batch.advantages is not None
+        ratio = self.ratio(logprobs, old_logprobs, batch.completion_mask)
+        self.log_clip_fractions(ratio, batch, self.clip_low, self.clip_high)
+        return clipped_ratio_loss(
+            ratio,
+            batch.advantages,
+            batch.completion_mask,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            dual_clip=self.dual_clip,
         )
-        if batch.ref_logprobs is not None:
-            kl = kl_penalty(
-                logprobs,
-                batch.ref_logprobs,
-                mask,
-                estimator=self.kl_estimator,
-                old_logprobs=old_logprobs,
-            )
-            per_token = per_token + self.kl_coef * kl
-            self.log_token_mean("kl", kl, batch)
-        for name, clipped in clip_fractions(
-            logprobs, old_logprobs, batch.advantages, mask, **clip
-        ).items():
-            self.log_token_mean(name, clipped, batch)
-        return self.aggregate(per_token, batch)

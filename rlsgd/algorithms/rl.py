@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlsgd.algorithms.base import PolicyModule
+from rlsgd.algorithms.rollout_metrics import rollout_metrics
+from rlsgd.algorithms.token_weights import TokenWeights
 from rlsgd.distributed import derived_seed
-from rlsgd.functional.advantages import zero_variance_groups
+from rlsgd.functional.kl import kl_penalty, validate_kl_estimator
+from rlsgd.functional.logprobs import policy_ratio
+from rlsgd.functional.losses import ratio_clip_fractions
 from rlsgd.functional.masked import aggregate, aggregation_count, validate_aggregation
 from rlsgd.models import completion_logprobs, load_reference
 from rlsgd.problems import Prompt, Scores
+from rlsgd.rollout.microbatches import rollout_logprobs, split_rows
 from rlsgd.types import DivergedError, Rollouts
 
 
 class RLModule(PolicyModule):
-    """Base of the algorithms. A subclass defines `advantages` and `loss`; the rest is here.
+    """Base of the algorithms. A subclass defines `advantages` and `per_token_loss`.
 
     Args:
         temperature: of sampling, and of every log-probability the loss sees.
@@ -27,7 +32,20 @@ class RLModule(PolicyModule):
         aggregation: how per-token losses become one number: `token-mean`, `seq-mean-token-mean`,
             `seq-mean-token-sum`, or `seq-mean-token-sum-norm` (divided by max_completion_tokens).
         kl_coef: weight of KL(policy || reference); 0 loads no reference.
+        kl_estimator: `k1`, `k2`, `k3` or `k3-corrected` (see functional/kl.py for their gradients).
+        entropy_coef: this times the mean entropy of the minibatch's completion tokens is subtracted
+            from the loss, whatever the aggregation. Its backward keeps one more [B, K, V] tensor.
+        top_entropy_fraction: only this share of a rollout's tokens, those of highest entropy when
+            sampled, get a policy gradient (arXiv:2506.01939 has 0.2); 1 is all.
+        correction: of a sampler that disagrees with the trainer: `token-truncate`, `token-mask`,
+            `sequence-truncate` or `sequence-mask` (see functional/corrections.py); none is off.
+        correction_low: a mask rejects tokens or completions whose ratio is below.
+        correction_high: a mask rejects above, truncation lowers the ratio to it.
     """
+
+    smallest_group: ClassVar[int] = 1
+    sequence_level: ClassVar[bool] = False  # one ratio for each completion
+    kl_in_loss: bool = True  # otherwise `advantages` takes `reward_kl` off the reward
 
     def __init__(
         self,
@@ -36,6 +54,12 @@ class RLModule(PolicyModule):
         minibatches: int = 1,
         aggregation: str = "token-mean",
         kl_coef: float = 0.0,
+        kl_estimator: str = "k3",
+        entropy_coef: float = 0.0,
+        top_entropy_fraction: float = 1.0,
+        correction: str | None = None,
+        correction_low: float = 0.5,
+        correction_high: float = 2.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -44,15 +68,35 @@ class RLModule(PolicyModule):
         if inner_epochs < 1 or minibatches < 1:
             raise ValueError("--model.inner_epochs and --model.minibatches must be at least 1")
         validate_aggregation(aggregation, self.max_completion_tokens)
+        validate_kl_estimator(kl_estimator)
         if kl_coef < 0:
             raise ValueError("--model.kl_coef must not be negative")
+        if kl_coef and not self.kl_in_loss and kl_estimator != "k1":
+            raise ValueError(
+                f"--model.kl_estimator must be k1 (got {kl_estimator}): {type(self).__name__} has "
+                "its KL in the reward, where no other estimator has the gradient of the KL"
+            )
         if kl_coef and self.random_weights:
-            raise ValueError("--model.kl_coef needs --model.random_weights false: the reference is loaded")
+            raise ValueError(
+                "--model.kl_coef needs --model.random_weights false: the reference is loaded"
+            )
+        if entropy_coef < 0:
+            raise ValueError("--model.entropy_coef must not be negative")
         self.temperature = temperature
         self.inner_epochs = inner_epochs
         self.minibatches = minibatches
         self.aggregation = aggregation
         self.kl_coef = kl_coef
+        self.kl_estimator = kl_estimator
+        self.entropy_coef = entropy_coef
+        self.token_weights = TokenWeights(
+            top_entropy_fraction=top_entropy_fraction,
+            correction=correction,
+            correction_low=correction_low,
+            correction_high=correction_high,
+            sampler=self.sampler,
+            sequence_level=self.sequence_level,
+        )
         self.reference: PreTrainedModel | None = None
 
     def configure_model(self) -> None:
@@ -62,13 +106,39 @@ class RLModule(PolicyModule):
 
     # ---- what an algorithm defines
 
+    def check_group_size(self, group_size: int) -> None:
+        """Refuse a group size that the advantages cannot be computed from."""
+        if group_size < self.smallest_group:
+            raise ValueError(
+                f"--data.group_size {group_size}: {type(self).__name__} compares the completions "
+                f"of a prompt with each other; use at least {self.smallest_group}"
+            )
+
     def advantages(self, rollouts: Rollouts, group_size: int) -> Tensor:
         """Advantages of a whole rollout, [B] or [B, T]."""
         raise NotImplementedError
 
+    def ratio(self, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+        """Policy now over policy at rollout time, [B, T] with gradient."""
+        return policy_ratio(logprobs, old_logprobs, mask)
+
+    def per_token_loss(self, logprobs: Tensor, old_logprobs: Tensor, batch: Rollouts) -> Tensor:
+        """The policy's loss [B, T], linear in the advantages, before the KL term."""
+        raise NotImplementedError
+
     def loss(self, batch: Rollouts) -> Tensor:
         """This microbatch's share of the minibatch loss, []."""
-        raise NotImplementedError
+        logprobs, old_logprobs = self.policy_logprobs(batch)
+        per_token = self.per_token_loss(logprobs, old_logprobs, batch)
+        if self.kl_in_loss and batch.ref_logprobs is not None:
+            kl = self.kl(logprobs, old_logprobs, batch)
+            self.log_token_mean("kl", kl, batch)
+            per_token = per_token + self.kl_coef * kl
+        loss = self.aggregate(per_token, batch)
+        if self.entropy_coef:
+            assert batch.entropy is not None
+            loss = loss - self.entropy_coef * self.token_mean(batch.entropy, batch)
+        return loss
 
     # ---- one iteration
 
@@ -78,33 +148,66 @@ class RLModule(PolicyModule):
         Runs under the trainer's precision, like `training_step`, so that the old log-probabilities
         are those of the very policy that is updated.
         """
-        seed = derived_seed(self.seed, "rollout", self.current_epoch, self.global_rank)
+        rollouts, scores = self.collect(prompts, group_size)
+        rollouts.metrics.update(rollout_metrics(rollouts, scores, group_size))
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            if self.reference is not None:
+                rollouts.ref_logprobs = self.logprobs(self.reference, rollouts)
+            entropy = None
+            if self.needs_old_logprobs(rollouts):
+                with_entropy = self.token_weights.need_entropy
+                scored = self.scored(self.policy, rollouts, with_entropy=with_entropy)
+                rollouts.old_logprobs, entropy = scored
+            # otherwise the only update sees the policy that sampled: see `policy_logprobs`
+            rollouts.advantages = self.advantages(rollouts, group_size)
+            self.token_weights.apply(rollouts, entropy)
+        return rollouts
+
+    def collect(
+        self, prompts: list[Prompt], group_size: int, *, attempt: int = 0
+    ) -> tuple[Rollouts, Scores]:
+        """Sample and score; `attempt` tells apart several rounds of sampling in an iteration."""
+        again = (attempt,) if attempt else ()
         rollouts = self.sample(
             prompts,
             completions_per_prompt=group_size,
             temperature=self.temperature,
-            seed=seed,
+            seed=derived_seed(self.seed, "rollout", self.current_epoch, self.global_rank, *again),
         )
-        scores = self.score(rollouts)
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            if self.reference is not None:
-                rollouts.ref_logprobs = self.logprobs(self.reference, rollouts)
-            if self.inner_epochs * self.minibatches > 1:
-                rollouts.old_logprobs = self.logprobs(self.policy, rollouts)
-            # otherwise the only update sees the policy that sampled: `old_logprobs` below
-            rollouts.advantages = self.advantages(rollouts, group_size)
-        rollouts.metrics = rollout_metrics(rollouts, scores, group_size)
-        return rollouts
+        return rollouts, self.score(rollouts)
+
+    def needs_old_logprobs(self, rollouts: Rollouts) -> bool:
+        """Whether the rollout has to be scored by the policy that sampled it before any update."""
+        return (
+            self.inner_epochs * self.minibatches > 1
+            or (rollouts.ref_logprobs is not None and not self.kl_in_loss)
+            or rollouts.sampler_logprobs is not None
+            or self.token_weights.need_entropy
+        )
+
+    def minibatch_rows(self, num_rows: int, inner_epoch: int) -> list[list[Tensor]]:
+        """Row indices of the microbatches of each minibatch of an inner epoch of this rank."""
+        return split_rows(
+            num_rows,
+            minibatches=self.minibatches,
+            microbatches=self.trainer.accumulate_grad_batches,
+            seed=derived_seed(
+                self.seed, "minibatches", self.current_epoch, inner_epoch, self.global_rank
+            ),
+        )
 
     def logprobs(self, model: PreTrainedModel, rollouts: Rollouts) -> Tensor:
-        """Log-probabilities [B, T] in slices the size of a microbatch."""
-        parts = self.minibatches * self.trainer.accumulate_grad_batches
-        rows = torch.arange(len(rollouts)).tensor_split(min(parts, len(rollouts)))
-        slices = [
-            completion_logprobs(model, rollouts.select(r), temperature=self.temperature)[0]
-            for r in rows
-        ]
-        return torch.cat(slices)
+        """Log-probabilities [B, T] of a whole rollout under a model."""
+        return self.scored(model, rollouts)[0]
+
+    def scored(
+        self, model: PreTrainedModel, rollouts: Rollouts, *, with_entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities, and entropy if asked for, of a whole rollout; [B, T] each."""
+        rows = self.minibatch_rows(len(rollouts), inner_epoch=0)
+        return rollout_logprobs(
+            model, rollouts, rows, temperature=self.temperature, with_entropy=with_entropy
+        )
 
     def training_step(self, batch: Rollouts, batch_idx: int) -> Tensor:
         loss = self.loss(batch)
@@ -123,15 +226,50 @@ class RLModule(PolicyModule):
         """Log-probabilities [B, T] of the policy now, and of the policy that sampled.
 
         With one update from each rollout the two are the same numbers, and no second forward pass
-        is made. The entropy is logged.
+        is made. The entropy is logged, and left in the batch for the bonus.
         """
-        logprobs, entropy = completion_logprobs(
-            self.policy, batch, temperature=self.temperature, with_entropy=True
+        logprobs, batch.entropy = completion_logprobs(
+            self.policy,
+            batch,
+            temperature=self.temperature,
+            with_entropy=True,
+            entropy_gradient=self.entropy_coef > 0,
         )
-        assert entropy is not None
-        self.log_token_mean("entropy", entropy, batch)
+        assert batch.entropy is not None
+        self.log_token_mean("entropy", batch.entropy, batch)
         old_logprobs = batch.old_logprobs if batch.old_logprobs is not None else logprobs.detach()
         return logprobs, old_logprobs
+
+    def kl(self, logprobs: Tensor, old_logprobs: Tensor, batch: Rollouts) -> Tensor:
+        """Estimate of KL(policy || reference) [B, T], 0 where masked."""
+        assert batch.ref_logprobs is not None
+        return kl_penalty(
+            logprobs,
+            batch.ref_logprobs,
+            batch.completion_mask,
+            estimator=self.kl_estimator,
+            old_logprobs=old_logprobs,
+        )
+
+    def reward_kl(self, rollouts: Rollouts) -> Tensor:
+        """What `advantages` takes off each token's reward, [B, T]; 0 with KL off or in the loss."""
+        if self.kl_in_loss or rollouts.ref_logprobs is None:
+            return torch.zeros(rollouts.completion_mask.shape, device=rollouts.input_ids.device)
+        assert rollouts.old_logprobs is not None
+        kl = self.kl(rollouts.old_logprobs, rollouts.old_logprobs, rollouts)
+        rollouts.metrics["kl"] = float(kl.sum() / rollouts.completion_mask.sum())
+        return self.kl_coef * kl
+
+    def log_clip_fractions(
+        self, ratio: Tensor, batch: Rollouts, clip_low: float, clip_high: float
+    ) -> None:
+        """Log the shares of tokens whose gradient the clip removes."""
+        assert batch.advantages is not None
+        fractions = ratio_clip_fractions(
+            ratio, batch.advantages, batch.completion_mask, clip_low, clip_high
+        )
+        for name, clipped in fractions.items():
+            self.log_token_mean(name, clipped, batch)
 
     def aggregate(self, per_token: Tensor, batch: Rollouts) -> Tensor:
         """This microbatch's share of the loss under `--model.aggregation`."""
@@ -144,40 +282,18 @@ class RLModule(PolicyModule):
             max_completion_tokens=self.max_completion_tokens,
         )
 
-    def log_token_mean(self, name: str, per_token: Tensor, batch: Rollouts) -> None:
-        """Log the mean over the minibatch's completion tokens."""
+    def token_mean(self, per_token: Tensor, batch: Rollouts) -> Tensor:
+        """This microbatch's share of the mean over the minibatch's completion tokens."""
         assert batch.num_tokens is not None
-        share = aggregate(
+        return aggregate(
             per_token, batch.completion_mask, mode="token-mean", denominator=batch.num_tokens
         )
-        self.log_share(name, share)
+
+    def log_token_mean(self, name: str, per_token: Tensor, batch: Rollouts) -> None:
+        """Log the mean over the minibatch's completion tokens."""
+        self.log_share(name, self.token_mean(per_token, batch))
 
     def denominators(self, minibatch: Rollouts) -> tuple[Tensor, Tensor]:
         """This rank's part of the loss denominator and of the token count of a minibatch."""
         mask = minibatch.completion_mask
         return aggregation_count(mask, self.aggregation), aggregation_count(mask, "token-mean")
-
-
-def rollout_metrics(rollouts: Rollouts, scores: Scores, group_size: int) -> dict[str, float]:
-    """Metrics of one rollout, under the names that TRL's GRPO uses where it has one."""
-    rewards = torch.tensor(scores.rewards)
-    lengths = rollouts.completion_mask.sum(1).float()
-    groups = rewards.view(-1, group_size)
-    finished = lengths[~rollouts.truncated]
-    metrics = {
-        "reward": rewards.mean(),
-        "reward_std": groups.std(1).mean() if group_size > 1 else torch.tensor(0.0),
-        "frac_reward_zero_std": zero_variance_groups(rewards, group_size).float().mean(),
-        "rollout/accuracy": (rewards >= scores.full_marks).float().mean(),
-        "rollout/verifier_failures": torch.tensor(float(sum(map(bool, scores.failures)))),
-        "completions/mean_length": lengths.mean(),
-        "completions/min_length": lengths.min(),
-        "completions/max_length": lengths.max(),
-        "completions/mean_terminated_length": finished.mean() if len(finished) else lengths.mean(),
-        "completions/clipped_ratio": rollouts.truncated.float().mean(),
-        "num_tokens": lengths.sum(),
-    }
-    for name, part in scores.parts.items():
-        metrics[f"rewards/{name}/mean"] = torch.tensor(part).mean()
-        metrics[f"rewards/{name}/std"] = torch.tensor(part).std(correction=0)
-    return {name: float(value) for name, value in metrics.items()}

@@ -2,6 +2,7 @@
 
 from rlsgd.callbacks.completions import CompletionLog
 from rlsgd.callbacks.effective_rank import EffectiveRank
+from rlsgd.callbacks.evaluation_report import EvaluationReport
 from rlsgd.callbacks.export import HFExport
 from rlsgd.callbacks.memory import Memory
 from rlsgd.callbacks.progress import IterationProgress
@@ -10,6 +11,7 @@ from rlsgd.callbacks.update_sparsity import UpdateSparsity
 __all__ = [
     "CompletionLog",
     "EffectiveRank",
+    "EvaluationReport",
     "HFExport",
     "IterationProgress",
     "Memory",

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlsgd.checkpoints import LazyTensors, starting_weights
 from rlsgd.distributed import full_parameters
@@ -19,16 +18,16 @@ KINDS = {
     "embedding": r"embed|wte|wpe",
     "attention_q": r"q_proj",
     "attention_k": r"k_proj",
-    "attention_v": r"v_proj",
-    "attention_o": r"o_proj|attn\.c_proj",
-    "attention_qkv": r"c_attn|qkv",
-    "mlp": r"mlp|gate_proj|up_proj|down_proj",
-    "head": r"lm_head",
+    "attention_v": r"\bv_proj",  # not qkv_proj
+    "attention_o": r"o_proj|attn\.c_proj|attention\.dense|out_proj",
+    "attention_qkv": r"c_attn|qkv|query_key_value",
+    "mlp": r"mlp|gate_proj|up_proj|down_proj|\bfc\d",
+    "head": r"lm_head|^head\b",
 }
 
 
 def kind_of(name: str) -> str:
-    """Kind of a parameter by its name: embedding, attention_q/k/v/o, mlp, norm, head, or other."""
+    """Kind of a parameter by its name: embedding, attention_q/k/v/o/qkv, mlp, norm, head, other."""
     if re.search(r"norm|\bln_", name):
         return "norm"
     return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name)), "other")
@@ -47,22 +46,28 @@ def log_metrics(trainer: Trainer, metrics: dict[str, float]) -> None:
         logger.save()
 
 
-def append_jsonl(trainer: Trainer, filename: str, record: dict[str, Any]) -> None:
-    """Append a line to a file in the run's folder, on the first rank."""
+def append_jsonl(trainer: Trainer, filename: str, *records: dict[str, Any]) -> None:
+    """Append a line for each record to a file in the run's folder, on the first rank.
+
+    Every rank must call it, see `run_folder`.
+    """
+    folder = run_folder(trainer)
     if trainer.is_global_zero:
-        folder = run_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / filename).open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        with (folder / filename).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """The logger's folder, or the default root where there is no logger."""
+    """The logger's folder, or the default root where there is no logger.
+
+    Every rank must call it: Lightning sends the first rank's answer to the others.
+    """
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 class EveryNEpochs(Callback):
-    """Measures after every n-th epoch and after the last one.
+    """Measures after every n-th epoch and after the last of `--trainer.max_epochs`.
 
     Args:
         every_n_epochs: cadence; measuring takes time, and epochs are short.
@@ -79,23 +84,66 @@ class EveryNEpochs(Callback):
 
 
 class UpdateCallback(EveryNEpochs):
-    """Compares each parameter with its starting value, read from disk one tensor at a time."""
+    """Compares each parameter with its starting value, read from disk one tensor at a time.
+
+    Checkpoints remember the folder of the starting weights, because a resumed run may have another.
+
+    Args:
+        every_n_epochs: cadence; the last epoch is always measured.
+        model: the module's attribute that is measured. The policy's metrics and files have their
+            plain names, those of another model its name in front: `value_update/...`.
+    """
 
     initial: LazyTensors
+    snapshot: Path | None = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def __init__(self, every_n_epochs: int = 1, model: str = "policy") -> None:
+        super().__init__(every_n_epochs)
+        self.model = model
+        self.prefix = "" if model == "policy" else f"{model}_"
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(model=self.model)
+
+    def measured(self, pl_module: LightningModule) -> nn.Module:
+        """The model whose update this callback looks at."""
+        model = getattr(pl_module, self.model, None)
+        if not isinstance(model, nn.Module):
+            raise ValueError(
+                f"--trainer.callbacks: {type(self).__name__} has model {self.model!r}, but "
+                f"{type(pl_module).__name__} trains none of that name; set it to policy or remove "
+                "the callback"
+            )
+        return model
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"starting_weights": str(self.snapshot.absolute()) if self.snapshot else None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        folder = state_dict["starting_weights"]
+        self.snapshot = Path(folder) if folder else None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
+        resumed = trainer.ckpt_path is not None
+        own = run_folder(trainer) / f"{self.prefix}starting_weights"
+        if not (resumed and self.snapshot and self.snapshot.is_dir()):
+            self.snapshot = own
         self.initial = starting_weights(
-            full_parameters(module.policy),
+            lambda: full_parameters(self.measured(pl_module)),
             None if module.random_weights else module.starting_folder,
-            run_folder(trainer) / "starting_weights",
-            resumed=trainer.ckpt_path is not None,
+            self.snapshot,
+            resumed=resumed,
         )
 
     def tensors(
         self, pl_module: LightningModule, before: LazyTensors
     ) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """(name, weight now, weight before), each in float32 on the weight's device."""
-        module: Any = pl_module
-        for name, weight in full_parameters(module.policy):
-            yield name, weight.float(), before[name].to(weight.device, torch.float32)
+        """(name, weight now, weight before), each in float32 on the weight's device.
+
+        The weight before is first rounded to the present dtype, as it was when it was loaded:
+        storage in bfloat16 alone is no update.
+        """
+        for name, weight in full_parameters(self.measured(pl_module)):
+            yield name, weight.float(), before[name].to(weight.device, weight.dtype).float()

@@ -8,10 +8,13 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from rlsgd.callbacks.base import EveryNEpochs, append_jsonl
+from rlsgd.callbacks.base import EveryNEpochs, append_jsonl, run_folder
+from rlsgd.distributed import gathered
 from rlsgd.types import Rollouts
 
 MARKUP = {ord(character): f"&#{ord(character)};" for character in "\\`*_{}[]()#+-.!|~\"'"}
+# TensorBoard drops some control characters in silence, and small models love them.
+CONTROL = dict.fromkeys((c for c in range(32) if chr(c) not in "\t\n"), "\N{REPLACEMENT CHARACTER}")
 
 
 class CompletionLog(EveryNEpochs):
@@ -23,9 +26,7 @@ class CompletionLog(EveryNEpochs):
         max_characters: of each text in TensorBoard; the JSONL file has them whole.
     """
 
-    def __init__(
-        self, every_n_epochs: int = 1, count: int = 8, max_characters: int = 2000
-    ) -> None:
+    def __init__(self, every_n_epochs: int = 1, count: int = 8, max_characters: int = 2000) -> None:
         super().__init__(every_n_epochs)
         self.count = count
         self.max_characters = max_characters
@@ -39,12 +40,16 @@ class CompletionLog(EveryNEpochs):
             {"epoch": trainer.current_epoch, "global_step": trainer.global_step, **record}
             for record in completion_records(batch)[: self.count]
         ]
-        for record in records:
-            append_jsonl(trainer, "completions.jsonl", record)
+        append_jsonl(trainer, "completions.jsonl", *records)
         table = self.table(records)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 logger.experiment.add_text("completions", table, trainer.global_step)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = run_folder(trainer)
+        if trainer.is_global_zero:  # the predictions of another policy do not belong here
+            (folder / "predictions.jsonl").unlink(missing_ok=True)
 
     def on_predict_batch_end(
         self,
@@ -55,27 +60,27 @@ class CompletionLog(EveryNEpochs):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        for record in completion_records(outputs):
-            append_jsonl(trainer, "predictions.jsonl", record)
+        append_jsonl(trainer, "predictions.jsonl", *gathered(completion_records(outputs)))
 
     def table(self, records: list[dict[str, Any]]) -> str:
         """A markdown table; text of the model is escaped, since TensorBoard renders markup."""
         rows = ["| prompt | completion | answer | reward |", "|---|---|---|---|"]
         for record in records:
             texts = (self.escape(record[key]) for key in ("prompt", "completion", "answer"))
-            rows.append(f"| {' | '.join(texts)} | {record['reward']:.3f} |")
+            reward = "" if record["reward"] is None else f"{record['reward']:.3f}"
+            rows.append(f"| {' | '.join(texts)} | {reward} |")
         return "\n".join(rows)
 
     def escape(self, text: str) -> str:
         """Plain text inside a markdown table cell."""
         cut = text[: self.max_characters] + ("..." if len(text) > self.max_characters else "")
-        escaped = html.escape(cut, quote=False).translate(MARKUP)
-        return escaped.replace("\r", "").replace("\n", "<br>")
+        plain = cut.replace("\r\n", "\n").translate(CONTROL)
+        return html.escape(plain, quote=False).translate(MARKUP).replace("\n", "<br>")
 
 
 def completion_records(rollouts: Rollouts) -> list[dict[str, Any]]:
-    """One plain record for each completion."""
-    rewards = rollouts.rewards.tolist() if rollouts.rewards is not None else []
+    """One plain record for each completion; the reward is None where none was computed."""
+    rewards = [None] * len(rollouts) if rollouts.rewards is None else rollouts.rewards.tolist()
     return [
         {
             "prompt": prompt.text,

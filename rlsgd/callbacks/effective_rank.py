@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from rlsgd.callbacks.base import UpdateCallback, append_jsonl, kind_of, log_metrics
 from rlsgd.callbacks.heatmap import log_heatmap
 from rlsgd.functional.updates import effective_rank, squared_spectrum, stable_rank
+from rlsgd.types import DivergedError
 
 
 class EffectiveRank(UpdateCallback):
@@ -24,12 +25,17 @@ class EffectiveRank(UpdateCallback):
         every_n_epochs: cadence; the last epoch is always measured.
         energy: share of the squared spectrum, in (0, 1].
         heatmap: draw percent of full rank, layers x kinds, after the last epoch.
+        model: `policy`, or `value` for the critic, whose metrics are `value_update/...`.
     """
 
     def __init__(
-        self, every_n_epochs: int = 1, energy: float = 0.99, heatmap: bool = True
+        self,
+        every_n_epochs: int = 1,
+        energy: float = 0.99,
+        heatmap: bool = True,
+        model: str = "policy",
     ) -> None:
-        super().__init__(every_n_epochs)
+        super().__init__(every_n_epochs, model)
         if not 0 < energy <= 1:
             raise ValueError("EffectiveRank.energy must be in (0, 1]")
         self.energy = energy
@@ -42,21 +48,22 @@ class EffectiveRank(UpdateCallback):
         if not ranks:
             return
         metrics = {
-            f"update/{key}": fmean(rank[key] for rank in ranks.values())
+            f"{self.prefix}update/{key}": fmean(rank[key] for rank in ranks.values())
             for key in ("effective_rank", "effective_rank_percent", "stable_rank")
         }
         by_kind: dict[str, list[float]] = defaultdict(list)
         for name, rank in ranks.items():
             by_kind[kind_of(name)].append(rank["effective_rank_percent"])
         for kind, percents in by_kind.items():
-            metrics[f"update_kind/{kind}/effective_rank_percent"] = fmean(percents)
+            metrics[f"{self.prefix}update_kind/{kind}/effective_rank_percent"] = fmean(percents)
         log_metrics(trainer, metrics)
         record = {"epoch": trainer.current_epoch, "global_step": trainer.global_step}
-        append_jsonl(trainer, "effective_rank.jsonl", {**record, "tensors": ranks})
+        append_jsonl(trainer, f"{self.prefix}effective_rank.jsonl", {**record, "tensors": ranks})
         last = trainer.current_epoch + 1 == trainer.max_epochs
         if self.heatmap and last and trainer.is_global_zero:
             percents = {name: rank["effective_rank_percent"] for name, rank in ranks.items()}
-            log_heatmap(trainer, "update/effective_rank_percent_by_layer", percents, (0.0, 100.0))
+            tag = f"{self.prefix}update/effective_rank_percent_by_layer"
+            log_heatmap(trainer, tag, percents, (0.0, 100.0))
 
     def ranks(self, pl_module: LightningModule) -> dict[str, dict[str, float]]:
         """Effective rank, percent and stable rank of each 2-D parameter's update."""
@@ -64,7 +71,13 @@ class EffectiveRank(UpdateCallback):
         for name, weight, initial in self.tensors(pl_module, self.initial):
             if weight.ndim != 2:
                 continue
-            spectrum = squared_spectrum(weight - initial)
+            update = weight - initial
+            if not update.isfinite().all():
+                raise DivergedError(
+                    f"{name} is no longer finite after optimizer step {pl_module.global_step}. "
+                    "Lower --model.optimizer.init_args.lr or set --trainer.gradient_clip_val"
+                )
+            spectrum = squared_spectrum(update)
             rank = effective_rank(spectrum, energy=self.energy)
             ranks[name] = {
                 "effective_rank": rank,

@@ -24,7 +24,12 @@ class HFExport(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
         folder = Path(self.folder) if self.folder else run_folder(trainer) / "hf"
-        state = {name: value.cpu() for name, value in full_parameters(module.policy)}
+        state = {}
+        for name, value in full_parameters(module.policy):
+            if trainer.is_global_zero:
+                state[name] = value.cpu()
         if trainer.is_global_zero:
-            module.policy.save_pretrained(folder, state_dict=state)
+            persistent = module.policy.state_dict().keys()
+            buffers = {n: b.cpu() for n, b in module.policy.named_buffers() if n in persistent}
+            module.policy.save_pretrained(folder, state_dict={**state, **buffers})
             module.tokenizer.save_pretrained(folder)

@@ -76,13 +76,16 @@ def num_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def closed_form_bytes(optimizer: torch.optim.Optimizer) -> int | None:
-    """4 x (1 + states) bytes for each weight, or None for an optimizer it does not know."""
-    optimizer = getattr(optimizer, "optimizer", optimizer)
+    """4 x (1 + states) bytes for each trained weight, or None for an optimizer it does not know."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # of Lightning's wrapper
+    if (parts := getattr(optimizer, "optimizers", None)) is not None:  # a container of several
+        sizes = [closed_form_bytes(part) for part in parts]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
     states: Any = STATES_PER_WEIGHT.get(type(optimizer))
     if states is None:
         return None
     return sum(
-        4 * (1 + states(group)) * sum(p.numel() for p in group["params"])
+        4 * (1 + states(group)) * sum(p.numel() for p in group["params"] if p.requires_grad)
         for group in optimizer.param_groups
     )
 

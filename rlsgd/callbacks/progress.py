@@ -46,9 +46,11 @@ class IterationProgress(ProgressBar):
                 TextColumn("{task.fields[numbers]}"),
                 console=self.console,
             )
-            total = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
             self.progress.add_task(
-                type(pl_module).__name__, total=total, completed=trainer.current_epoch, numbers=""
+                type(pl_module).__name__,
+                total=planned_epochs(trainer),
+                completed=trainer.current_epoch,
+                numbers="",
             )
             self.progress.start()
 
@@ -62,9 +64,11 @@ class IterationProgress(ProgressBar):
         if self.progress is not None:
             self.progress.update(self.progress.task_ids[0], completed=done, numbers=numbers)
         elif self.enabled and trainer.is_global_zero:
-            every = max(1, (trainer.max_epochs or 1) // 10)
-            if done % every == 0 or done == trainer.max_epochs:
-                self.console.print(f"epoch {done}/{trainer.max_epochs}  {numbers}")
+            planned = planned_epochs(trainer)
+            if planned is None or done % max(1, planned // 10) == 0 or done == planned:
+                of = "" if planned is None else f"/{planned}"
+                # soft_wrap: rich would break the line at 80 columns where there is no terminal
+                self.console.print(f"epoch {done}{of}  {numbers}", highlight=False, soft_wrap=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.stop()
@@ -82,3 +86,9 @@ class IterationProgress(ProgressBar):
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         self.console.print(*args, **kwargs)
+
+
+def planned_epochs(trainer: Trainer) -> int | None:
+    """`--trainer.max_epochs`, or None where something else ends training."""
+    epochs = trainer.max_epochs
+    return epochs if epochs is not None and epochs > 0 else None

@@ -30,9 +30,9 @@ class UpdateSparsity(UpdateCallback):
 
     Three measures, since the number means nothing without one: exactly equal in float32, equal
     after rounding both to bfloat16, and |weight - initial| <= tolerance for each tolerance
-    (arXiv:2602.07729 uses 1e-5). A tied weight counts once. Logged as `update/...` (whole model),
-    `update_kind/...`, `update_step/...`, a heatmap of layers x kinds, and in full, by layer and
-    tensor, in `update_sparsity.jsonl`.
+    (arXiv:2602.07729 uses 1e-5). A tied weight counts once, a frozen one as unchanged. Logged as
+    `update/...` (whole model), `update_kind/...`, `update_step/...`, a heatmap of layers x kinds,
+    and in full, by layer and tensor, in `update_sparsity.jsonl`.
 
     Args:
         every_n_epochs: cadence; the last epoch is always measured.
@@ -40,6 +40,7 @@ class UpdateSparsity(UpdateCallback):
         per_step: also compare with the weights before the epoch's last optimizer step, which are
             put on disk for that moment.
         heatmap_every_n: draw the heatmap at every n-th measurement and at the last; 0 is never.
+        model: `policy`, or `value` for the critic, whose metrics are `value_update/...`.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class UpdateSparsity(UpdateCallback):
         tolerances: Sequence[float] = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4),
         per_step: bool = True,
         heatmap_every_n: int = 10,
+        model: str = "policy",
     ) -> None:
-        super().__init__(every_n_epochs)
+        super().__init__(every_n_epochs, model)
         if any(tolerance < 0 for tolerance in tolerances):
             raise ValueError("UpdateSparsity.tolerances must not be negative")
         self.tolerances = tuple(tolerances)
@@ -66,7 +68,8 @@ class UpdateSparsity(UpdateCallback):
             if self.scratch is None:
                 run_folder(trainer).mkdir(parents=True, exist_ok=True)
                 self.scratch = Path(tempfile.mkdtemp(prefix="scratch-", dir=run_folder(trainer)))
-            self.before_step = write_tensors(full_parameters(pl_module.policy), self.scratch)  # pyright: ignore
+            weights = full_parameters(self.measured(pl_module))
+            self.before_step = write_tensors(weights, self.scratch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.is_due(trainer):
@@ -75,23 +78,25 @@ class UpdateSparsity(UpdateCallback):
         by_name = self.count(pl_module, self.initial)
         total = sum(by_name.values(), SparsityCounts())
         by_kind = _grouped(by_name, kind_of)
-        metrics = {f"update/{key}": value for key, value in total.fractions().items()}
+        prefix = f"{self.prefix}update"
+        metrics = {f"{prefix}/{key}": value for key, value in total.fractions().items()}
         for kind, counts in by_kind.items():
             fractions = counts.fractions()
             for key in ("unchanged_fp32", "unchanged_bf16"):
-                metrics[f"update_kind/{kind}/{key}"] = fractions[key]
+                metrics[f"{prefix}_kind/{kind}/{key}"] = fractions[key]
         if self.before_step is not None:
             step_total = sum(self.count(pl_module, self.before_step).values(), SparsityCounts())
-            metrics |= {f"update_step/{k}": v for k, v in step_total.fractions().items()}
+            metrics |= {f"{prefix}_step/{k}": v for k, v in step_total.fractions().items()}
+            self.remove_scratch()
         log_metrics(trainer, metrics)
         layers = _grouped(by_name, lambda name: str(layer_of(name)))
         append_jsonl(
             trainer,
-            "update_sparsity.jsonl",
+            f"{prefix}_sparsity.jsonl",
             {
                 "epoch": trainer.current_epoch,
                 "global_step": trainer.global_step,
-                "dtype": str(next(pl_module.policy.parameters()).dtype),  # pyright: ignore
+                "dtype": str(next(self.measured(pl_module).parameters()).dtype),
                 "total": total.fractions(),
                 "kinds": {kind: counts.fractions() for kind, counts in by_kind.items()},
                 "layers": {layer: counts.fractions() for layer, counts in layers.items()},
@@ -102,7 +107,7 @@ class UpdateSparsity(UpdateCallback):
         due = self.heatmap_every_n and (self.measurements % self.heatmap_every_n == 0 or last)
         if due and trainer.is_global_zero:
             shares = {n: counts.fractions()["unchanged_bf16"] for n, counts in by_name.items()}
-            log_heatmap(trainer, "update/unchanged_bf16_by_layer", shares, (0.0, 1.0))
+            log_heatmap(trainer, f"{prefix}/unchanged_bf16_by_layer", shares, (0.0, 1.0))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.remove_scratch()

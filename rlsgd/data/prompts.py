@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlsgd.data.rendering import PromptRenderer
 from rlsgd.data.tasks.base import Task
+from rlsgd.distributed import derived_seed
 from rlsgd.models import load_tokenizer
 from rlsgd.problems import Problem, Prompt
 from rlsgd.rewards.base import Reward
@@ -147,12 +148,30 @@ class PromptDataModule(LightningDataModule):
             self.scorer.close()
             self.scorer = None
 
-    def prompts(self, epoch: int, *, rank: int = 0, world_size: int = 1) -> list[Prompt]:
-        """This rank's contiguous share of the epoch's prompts, a function of (seed, epoch)."""
-        share = self._share(self.prompts_per_epoch, world_size, flag="prompts_per_epoch")
+    def prompts(
+        self, epoch: int, *, rank: int = 0, world_size: int = 1, attempt: int = 0
+    ) -> list[Prompt]:
+        """This rank's contiguous share of the prompts: a function of (seed, epoch, attempt).
+
+        Attempt 0 is the epoch's own prompts. The later ones are its reserves, for algorithms that
+        replace prompts: each as many again, less those whose question was in an earlier attempt
+        of the epoch, and less what cannot be divided among the ranks. A reserve may be empty.
+        """
+        self._share(self.prompts_per_epoch, world_size, flag="prompts_per_epoch")
+        problems = self._problems(epoch, attempt)
+        share = len(problems) // world_size
+        return self._render(problems[rank * share : (rank + 1) * share])
+
+    def _problems(self, epoch: int, attempt: int) -> list[Problem]:
         count = self.prompts_per_epoch
         problems = self.task.train_problems(seed=self.seed, epoch=epoch, count=count)
-        return self._render(problems[rank * share : (rank + 1) * share])
+        seen: set[str] = set()
+        for number in range(1, attempt + 1):
+            seen.update(problem.question for problem in problems)
+            seed = derived_seed(self.seed, "reserve", number)
+            drawn = self.task.train_problems(seed=seed, epoch=epoch, count=count)
+            problems = [problem for problem in drawn if problem.question not in seen]
+        return problems
 
     def train_dataloader(self) -> ExperienceLoader:
         assert self.trainer is not None

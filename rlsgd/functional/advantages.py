@@ -109,6 +109,45 @@ def terminal_rewards(rewards: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask & (unmasked_after == 1), rewards[:, None], 0.0)
 
 
+def returns_to_go(rewards: Tensor, mask: Tensor) -> Tensor:
+    """Sum of the rewards from each token to the end of its completion, undiscounted.
+
+    Args:
+        rewards: [B, T] received for token t.
+        mask: [B, T] bool.
+
+    Returns:
+        [B, T], 0 where masked.
+    """
+    rewards = torch.where(mask, rewards, 0.0)
+    return torch.where(mask, rewards.flip(1).cumsum(dim=1).flip(1), 0.0)
+
+
+def overlong_penalty(lengths: Tensor, max_completion_tokens: int, margin: int) -> Tensor:
+    """Soft penalty of long completions (DAPO, arXiv:2503.14476, eq. 13).
+
+    Falls linearly from 0 at `max_completion_tokens - margin` tokens to -1 at the budget.
+
+    Args:
+        lengths: [B] tokens of each completion.
+        max_completion_tokens: the budget of a completion.
+        margin: the paper's L_cache; 0 for no penalty.
+
+    Returns:
+        [B] float32, between -1 and 0.
+    """
+    if margin == 0:
+        return torch.zeros_like(lengths, dtype=torch.float32)
+    return ((max_completion_tokens - margin - lengths) / margin).clamp(-1.0, 0.0)
+
+
+def validate_gae(gamma: float, lam: float) -> None:
+    """Raise ValueError unless both are in [0, 1]."""
+    for name, number in (("gamma", gamma), ("lam", lam)):
+        if not 0 <= number <= 1:
+            raise ValueError(f"--model.{name} must be between 0 and 1 (got {number})")
+
+
 @torch.no_grad()
 def gae(
     rewards: Tensor,
@@ -136,9 +175,7 @@ def gae(
     Returns:
         advantages and returns (advantages + values), both [B, T], 0 where masked, no gradient.
     """
-    for name, number in (("gamma", gamma), ("lam", lam)):
-        if not 0 <= number <= 1:
-            raise ValueError(f"--model.{name} must be between 0 and 1 (got {number})")
+    validate_gae(gamma, lam)
     assert rewards.shape == values.shape == mask.shape, "rewards, values and mask are [B, T]"
     values = torch.where(mask, values, 0.0)
     advantage = torch.zeros_like(values[:, 0])
@@ -151,3 +188,24 @@ def gae(
         columns.append(advantage)
     advantages = torch.where(mask, torch.stack(columns[::-1], dim=1), 0.0)
     return advantages, advantages + values
+
+
+@torch.no_grad()
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 - variance of (returns - values) / variance of returns, over the unmasked tokens.
+
+    1 is a perfect critic, 0 one that is as good as a constant, negative a worse one. Where the
+    returns do not vary beyond rounding there is nothing to explain, and the result is 0.
+
+    Args:
+        values: [B, T]
+        returns: [B, T]
+        mask: [B, T] bool.
+    """
+    returns, error = returns[mask], (returns - values)[mask]
+    if len(returns) == 0:
+        return torch.zeros((), device=values.device)
+    variance = returns.var(correction=0)
+    varies = variance > 1e-10 * returns.square().mean()
+    explained = 1 - error.var(correction=0) / torch.where(varies, variance, 1.0)
+    return torch.where(varies, explained, 0.0)

@@ -57,14 +57,82 @@ def clipped_policy_loss(
     Returns:
         [B, T], 0 where masked.
     """
-    validate_clip(clip_low, clip_high, dual_clip)
     ratio = policy_ratio(logprobs, old_logprobs, mask)
+    return clipped_ratio_loss(
+        ratio, advantages, mask, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip
+    )
+
+
+def clipped_ratio_loss(
+    ratio: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+) -> Tensor:
+    """`clipped_policy_loss` for a ratio that is given: of tokens, or one for a whole completion.
+
+    Args:
+        ratio: [B, T], with gradient.
+        advantages: [B] or [B, T].
+        mask: [B, T] bool.
+        clip_low: as in `clipped_policy_loss`.
+        clip_high: as in `clipped_policy_loss`.
+        dual_clip: as in `clipped_policy_loss`.
+
+    Returns:
+        [B, T], 0 where masked.
+    """
+    validate_clip(clip_low, clip_high, dual_clip)
     advantages = _per_token(advantages, mask)
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     loss = -torch.minimum(ratio * advantages, clipped * advantages)
     if dual_clip is None:
         return loss
     return torch.where(advantages < 0, loss.minimum(-dual_clip * advantages), loss)
+
+
+def sequence_ratio(
+    logprobs: Tensor, old_logprobs: Tensor, mask: Tensor, *, length_normalized: bool
+) -> Tensor:
+    """One ratio for each completion, at each of its tokens.
+
+    Length-normalized it is the geometric mean of the token ratios (GSPO, arXiv:2507.18071, eq. 7);
+    otherwise their product, the ratio of the probabilities of the whole completion.
+
+    Args:
+        logprobs: [B, T] of the policy, with gradient.
+        old_logprobs: [B, T] of the policy at rollout time.
+        mask: [B, T] bool.
+        length_normalized: divide the log-ratio by the number of unmasked tokens.
+
+    Returns:
+        [B, T], equal along each row, and 1 without gradient where masked.
+    """
+    log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0).sum(-1, keepdim=True)
+    if length_normalized:
+        log_ratio = log_ratio / mask.sum(-1, keepdim=True).clamp(min=1)
+    return torch.where(mask, log_ratio, 0.0).exp()
+
+
+def weighted_logprob_loss(
+    logprobs: Tensor, weights: Tensor, advantages: Tensor, mask: Tensor
+) -> Tensor:
+    """REINFORCE with importance weights: -weight * advantage * logprob, no gradient of the weight.
+
+    Args:
+        logprobs: [B, T] of the policy, with gradient.
+        weights: [B, T], for example the ratio; detached here.
+        advantages: [B] or [B, T].
+        mask: [B, T] bool.
+
+    Returns:
+        [B, T], 0 where masked.
+    """
+    logprobs = torch.where(mask, logprobs, 0.0)
+    return -weights.detach() * _per_token(advantages, mask) * logprobs
 
 
 @torch.no_grad()
@@ -95,6 +163,14 @@ def clip_fractions(
         which is either.
     """
     ratio = policy_ratio(logprobs, old_logprobs, mask)
+    return ratio_clip_fractions(ratio, advantages, mask, clip_low, clip_high)
+
+
+@torch.no_grad()
+def ratio_clip_fractions(
+    ratio: Tensor, advantages: Tensor, mask: Tensor, clip_low: float, clip_high: float
+) -> dict[str, Tensor]:
+    """`clip_fractions` for a ratio [B, T] that is given."""
     advantages = _per_token(advantages, mask)
     low = (ratio < 1 - clip_low) & (advantages < 0)
     high = (ratio > 1 + clip_high) & (advantages > 0)
@@ -103,6 +179,12 @@ def clip_fractions(
         "clip_ratio/high_mean": high,
         "clip_ratio/region_mean": low | high,
     }
+
+
+def validate_value_clip(clip: float | None) -> None:
+    """Raise ValueError unless the clip is positive or None."""
+    if clip is not None and not clip > 0:
+        raise ValueError(f"--model.value_clip must be above 0, or unset for no clip (got {clip})")
 
 
 def clipped_value_loss(
@@ -123,8 +205,7 @@ def clipped_value_loss(
     Returns:
         [B, T], 0 where masked.
     """
-    if clip is not None and not clip > 0:
-        raise ValueError(f"--model.value_clip must be above 0, or unset for no clip (got {clip})")
+    validate_value_clip(clip)
     squared_error = torch.where(mask, values - returns, 0.0).square()
     if clip is None:
         return 0.5 * squared_error

@@ -28,20 +28,32 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     return torch.where(mask, values, 0.0).sum(dim) / mask.sum(dim).clamp(min=1)
 
 
+def _one_rank(part: Tensor) -> Tensor:
+    return part
+
+
 def masked_whiten(
-    values: Tensor, mask: Tensor, *, eps: float = 1e-8, shift_mean: bool = True
+    values: Tensor,
+    mask: Tensor,
+    *,
+    eps: float = 1e-8,
+    shift_mean: bool = True,
+    global_sum: Callable[[Tensor], Tensor] = _one_rank,
 ) -> Tensor:
     """Scale the unmasked values to variance 1 (population variance), masked positions to 0.
 
     Args:
-        values: [B, T]. Statistics are those of this tensor alone: pass a whole rollout.
+        values: [B, T]. Statistics are those of this tensor: pass a whole rollout.
         mask: [B, T] bool.
         eps: added to the variance.
         shift_mean: also move the mean to 0; otherwise it is kept.
+        global_sum: turns this rank's part of a sum into the sum over all ranks.
     """
-    mean = masked_mean(values, mask)
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    count = global_sum(mask.sum()).clamp(min=1)
+    mean = global_sum(torch.where(mask, values, 0.0).sum()) / count
     centred = torch.where(mask, values - mean, 0.0)
-    whitened = centred * torch.rsqrt(masked_mean(centred.square(), mask) + eps)
+    whitened = centred * torch.rsqrt(global_sum(centred.square().sum()) / count + eps)
     return whitened if shift_mean else torch.where(mask, whitened + mean, 0.0)
 
 

@@ -50,6 +50,13 @@ class Reward(ABC):
             return score, {self.name: score}
         return score, self.parts(completion, problem)
 
+    def answer_of(self, completion: str) -> str | None:
+        """The answer that a completion gives, for majority votes: equal texts are one answer.
+
+        None is for no answer. Without a way to find it, an answer is the whole completion.
+        """
+        return completion.strip()
+
     def prepare(self) -> None:
         """Import and load what scoring needs. Runs before any completion's time does."""
         return None
@@ -62,6 +69,7 @@ class Grade:
     score: float = 0.0
     parts: dict[str, float] | None = None
     failure: str | None = None
+    answer: str | None = None
 
 
 def grade_safely(
@@ -79,7 +87,8 @@ def grade_safely(
             raise ValueError(
                 f"{reward.name} has part_names {reward.part_names}, but returned {list(parts)}"
             )
-        return Grade(score, {key: finite_number(value, key) for key, value in parts.items()})
+        parts = {key: finite_number(value, key) for key, value in parts.items()}
+        return Grade(score, parts, answer=reward.answer_of(completion))
     except caught as error:
         return Grade(failure=f"{type(error).__name__}: {error}")
 

@@ -35,5 +35,12 @@ class ExactAnswer(Reward):
         found = EXTRACTORS[self.extract](completion)
         return float(found is not None and self._fold(found) == self._fold(problem.answer.strip()))
 
+    def answer_of(self, completion: str) -> str | None:
+        if self.extract == "last_number":
+            number = read_number(completion)
+            return None if number is None else str(number)
+        found = EXTRACTORS[self.extract](completion)
+        return None if found is None else self._fold(found)
+
     def _fold(self, text: str) -> str:
         return text.casefold() if self.ignore_case else text

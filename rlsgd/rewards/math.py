@@ -6,6 +6,7 @@ import logging
 
 from rlsgd.problems import Problem
 from rlsgd.rewards.base import Reward
+from rlsgd.rewards.extract import boxed, last_number
 
 _MATHS_DELIMITERS = ("$", "\\boxed", "\\[", "\\(")
 
@@ -52,6 +53,10 @@ class MathVerify(Reward):
                 raise_on_error=True,
             )
         )
+
+    def answer_of(self, completion: str) -> str | None:
+        # By their text, since a second reading by sympy would double the cost of scoring.
+        return boxed(completion) or last_number(completion) or completion.strip()
 
 
 def _parse(text: str) -> list:

@@ -49,6 +49,9 @@ class ReasoningGymScore(Reward):
         dataset = _scoring_dataset(problem.metadata["source_dataset"], config)
         return dataset.score_answer(answer, problem.metadata["entry"])
 
+    def answer_of(self, completion: str) -> str | None:
+        return EXTRACTORS[self.extract](completion)
+
 
 @lru_cache(maxsize=8)
 def _scoring_dataset(name: str, config: str) -> ProceduralDataset:

@@ -79,6 +79,7 @@ class Scorer:
             parts=parts,
             failures=[g.failure for g in grades],
             full_marks=self.reward.full_marks,
+            answers=[g.answer for g in grades],
         )
 
     def close(self) -> None:

@@ -58,6 +58,13 @@ class WeightedSum(Reward):
     def parts(self, completion: str, problem: Problem) -> dict[str, float]:
         return self.grade(completion, problem)[1]
 
+    def answer_of(self, completion: str) -> str | None:
+        """By the first member that has a way to find it."""
+        for reward in self.rewards:
+            if type(reward).answer_of is not Reward.answer_of:
+                return reward.answer_of(completion)
+        return super().answer_of(completion)
+
     def grade(self, completion: str, problem: Problem) -> tuple[float, dict[str, float]]:
         parts = {
             name: finite_number(reward.score(completion, problem), name)

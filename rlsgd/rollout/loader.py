@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 
-from rlsgd.distributed import derived_seed, global_sum
+from rlsgd.distributed import global_sum
 from rlsgd.types import Rollouts
 
 
@@ -29,19 +30,7 @@ class ExperienceLoader:
         self.data = data
         self.trainer = trainer
         self.module: Any = trainer.lightning_module
-        if hasattr(self.module, "check_group_size"):
-            self.module.check_group_size(data.group_size)
-        rows = data.prompts_per_epoch // trainer.world_size * data.group_size
-        if rows % self.module.minibatches:
-            raise ValueError(
-                f"--model.minibatches {self.module.minibatches} does not divide the {rows} "
-                "completions of each rank (--data.prompts_per_epoch x --data.group_size / ranks)"
-            )
-        if rows // self.module.minibatches < trainer.accumulate_grad_batches:
-            raise ValueError(
-                f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} is more than "
-                f"the {rows // self.module.minibatches} completions of a minibatch"
-            )
+        check_sizes(self.module, data, trainer)
 
     def __len__(self) -> int:
         module = self.module
@@ -52,19 +41,29 @@ class ExperienceLoader:
         prompts = self.data.prompts(epoch, rank=trainer.global_rank, world_size=trainer.world_size)
         rollouts = self.module.rollout(prompts, self.data.group_size)
         for inner_epoch in range(self.module.inner_epochs):
-            for rows in self.minibatch_rows(len(rollouts), epoch, inner_epoch):
-                minibatch = rollouts.select(rows)
-                counts = self.module.denominators(minibatch)
-                minibatch.denominator, minibatch.num_tokens = map(global_sum, counts)
-                for part in torch.arange(len(rows)).tensor_split(trainer.accumulate_grad_batches):
-                    yield minibatch.select(part).trim()
+            for microbatches in self.module.minibatch_rows(len(rollouts), inner_epoch):
+                counts = self.module.denominators(rollouts.select(torch.cat(microbatches)))
+                denominator, num_tokens = map(global_sum, counts)
+                for rows in microbatches:
+                    microbatch = rollouts.select(rows).trim()
+                    yield replace(microbatch, denominator=denominator, num_tokens=num_tokens)
 
-    def minibatch_rows(self, num_rows: int, epoch: int, inner_epoch: int) -> list[torch.Tensor]:
-        """Row indices of each minibatch: in order if there is one, else a seeded shuffle."""
-        if self.module.minibatches == 1:
-            return [torch.arange(num_rows)]
-        seed = derived_seed(
-            self.module.seed, "minibatches", epoch, inner_epoch, self.trainer.global_rank
+
+def check_sizes(module: Any, data: Any, trainer: Trainer) -> None:
+    """Refuse a group or minibatch size that cannot work; cheap, so it comes before any sampling.
+
+    Raises:
+        ValueError: names the flag and the numbers.
+    """
+    module.check_group_size(data.group_size)
+    rows = data.prompts_per_epoch // trainer.world_size * data.group_size
+    if rows % module.minibatches:
+        raise ValueError(
+            f"--model.minibatches {module.minibatches} does not divide the {rows} completions of "
+            "each rank (--data.prompts_per_epoch x --data.group_size / ranks)"
         )
-        order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))
-        return list(order.chunk(self.module.minibatches))
+    if rows // module.minibatches < trainer.accumulate_grad_batches:
+        raise ValueError(
+            f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} is more than "
+            f"the {rows // module.minibatches} completions of a minibatch"
+        )

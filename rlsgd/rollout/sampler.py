@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
+from rlsgd.rollout.logprob_recorder import LogprobRecorder, recorded_logprobs
 from rlsgd.types import Rollouts
 
 
@@ -48,12 +51,15 @@ class HFSampler:
 
     Args:
         batch_size: completions generated at a time; 0 means all at once.
+        report_logprobs: also report the log-probabilities that the completions were sampled with,
+            which differ from the trainer's by rounding; see `--model.correction`.
     """
 
-    def __init__(self, batch_size: int = 0) -> None:
+    def __init__(self, batch_size: int = 0, report_logprobs: bool = False) -> None:
         if batch_size < 0:
             raise ValueError("--model.sampler.batch_size must be 0 (all at once) or positive")
         self.batch_size = batch_size
+        self.report_logprobs = report_logprobs
 
     @torch.no_grad()
     def sample(
@@ -83,20 +89,26 @@ class HFSampler:
             **sampling,
         )
         size = self.batch_size or len(input_ids)
-        was_training = policy.training
+        starts = range(0, len(input_ids), size)
+        reporting = self.report_logprobs and temperature > 0  # greedy tokens have none
+        recorders = [LogprobRecorder(temperature) for _ in starts] if reporting else []
+        was_training, shipped = policy.training, policy.generation_config
         policy.eval()
+        # What the config above leaves open, generate takes from the model's own: its penalties too.
+        policy.generation_config = GenerationConfig()
         try:
-            with torch.random.fork_rng(devices=_cuda_devices(policy)):
-                torch.manual_seed(seed)
+            with _seeded(policy.device, seed):
                 parts = [
-                    policy.generate(
+                    policy.generate(  # pyright: ignore[reportCallIssue]
                         inputs=input_ids[i : i + size],
                         attention_mask=attention_mask[i : i + size].long(),
                         generation_config=config,
+                        logits_processor=LogitsProcessorList(recorders[number : number + 1]),
                     )[:, input_ids.shape[1] :]
-                    for i in range(0, len(input_ids), size)
+                    for number, i in enumerate(starts)
                 ]
         finally:
+            policy.generation_config = shipped
             policy.train(was_training)
         width = max(part.shape[1] for part in parts)
         completion_ids = torch.cat(
@@ -105,7 +117,10 @@ class HFSampler:
                 for part in parts
             ]
         )
-        return assemble(input_ids, attention_mask, completion_ids, stop_token_ids)
+        rollouts = assemble(input_ids, attention_mask, completion_ids, stop_token_ids)
+        if reporting:
+            rollouts.sampler_logprobs = recorded_logprobs(recorders, parts, rollouts)
+        return rollouts
 
 
 def left_pad(
@@ -141,5 +156,12 @@ def assemble(
     )
 
 
-def _cuda_devices(policy: PreTrainedModel) -> list[torch.device]:
-    return [policy.device] if policy.device.type == "cuda" else []
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed what sampling on `device` draws from, and nothing else; put all back afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all devices
+        if device.type != "cpu":
+            with torch.accelerator.device_index(device.index):
+                torch.get_device_module(device).manual_seed(seed)
+        yield

@@ -1,0 +1,130 @@
+"""Weights of single tokens in the policy loss, whatever the algorithm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlsgd.distributed import gathered
+from rlsgd.functional.corrections import (
+    correction_weights,
+    mismatch_metrics,
+    validate_correction,
+)
+from rlsgd.functional.entropy import top_entropy_threshold, validate_top_entropy
+from rlsgd.types import Rollouts
+
+
+class TokenWeights:
+    """Corrects for a sampler that disagrees with the trainer, and picks the tokens of high entropy.
+
+    Every policy loss here is linear in the advantages (for weights that are not negative), so a
+    weight is multiplied into the advantage of its token. It then acts on the policy loss alone,
+    not on KL or entropy terms. Tokens that a mask rejects leave the completion mask: they count in
+    no term and in no denominator. Tokens of low entropy keep a policy loss of 0, so they do count
+    in the denominator, as in the paper.
+
+    The entropy threshold is one number for a whole rollout on all ranks, of the policy that sampled
+    it. The paper takes one for each microbatch, of the present policy: the loss would depend on
+    how a minibatch is split.
+    """
+
+    def __init__(
+        self,
+        *,
+        top_entropy_fraction: float,
+        correction: str | None,
+        correction_low: float,
+        correction_high: float,
+        sampler: Any,
+        sequence_level: bool,
+    ) -> None:
+        validate_top_entropy(top_entropy_fraction)
+        if top_entropy_fraction < 1 and sequence_level:
+            raise ValueError(
+                "--model.top_entropy_fraction needs a ratio for each token; this algorithm has one "
+                "for each completion. Leave it at 1"
+            )
+        if correction is not None:
+            validate_correction(correction, correction_low, correction_high)
+            if getattr(sampler, "report_logprobs", None) is False:
+                raise ValueError(_missing_logprobs(correction))
+        self.top_entropy_fraction = top_entropy_fraction
+        self.correction = correction
+        self.correction_low = correction_low
+        self.correction_high = correction_high
+
+    @property
+    def need_entropy(self) -> bool:
+        """Whether `apply` needs the entropy of the policy that sampled."""
+        return self.top_entropy_fraction < 1
+
+    def apply(self, rollouts: Rollouts, entropy: Tensor | None) -> None:
+        """Weight the advantages, narrow the completion mask, and add metrics.
+
+        Args:
+            rollouts: with advantages, and with old_logprobs if there are sampler_logprobs.
+            entropy: [B, T] of the policy that sampled, if `need_entropy`.
+        """
+        if rollouts.sampler_logprobs is not None:
+            self._measure_mismatch(rollouts)
+        if self.correction is not None:
+            self._correct(rollouts, self.correction)
+        if self.need_entropy:
+            assert entropy is not None
+            self._keep_top_entropy(rollouts, entropy)
+
+    def _measure_mismatch(self, rollouts: Rollouts) -> None:
+        assert rollouts.old_logprobs is not None and rollouts.sampler_logprobs is not None
+        mask = rollouts.completion_mask
+        log_ratio = rollouts.old_logprobs[mask] - rollouts.sampler_logprobs[mask]
+        if not torch.isfinite(log_ratio).all():
+            raise ValueError(
+                "--model.sampler reported log-probabilities that are not finite for tokens that it "
+                "sampled; set its report_logprobs to false if it cannot tell them"
+            )
+        metrics = mismatch_metrics(torch.cat(gathered([log_ratio.cpu()])))
+        rollouts.metrics.update({name: float(value) for name, value in metrics.items()})
+
+    def _correct(self, rollouts: Rollouts, correction: str) -> None:
+        if rollouts.sampler_logprobs is None or rollouts.old_logprobs is None:
+            raise ValueError(_missing_logprobs(correction))
+        mask = rollouts.completion_mask
+        weights, kept = correction_weights(
+            rollouts.old_logprobs,
+            rollouts.sampler_logprobs,
+            mask,
+            correction=correction,
+            low=self.correction_low,
+            high=self.correction_high,
+        )
+        rollouts.advantages = weights * _per_token_advantages(rollouts)
+        rollouts.completion_mask = kept
+        rejected = torch.stack([mask.sum() - kept.sum(), mask.sum()]).cpu()
+        rejected = torch.stack(gathered([rejected])).sum(0)
+        rollouts.metrics["sampling/rejected_fraction"] = float(rejected[0] / rejected[1])
+
+    def _keep_top_entropy(self, rollouts: Rollouts, entropy: Tensor) -> None:
+        values = torch.cat(gathered([entropy[rollouts.completion_mask].cpu()]))
+        if not len(values):  # a mask has rejected everything
+            return
+        threshold = top_entropy_threshold(values, self.top_entropy_fraction)
+        top = (entropy >= threshold.to(entropy.device)).to(entropy.dtype)
+        rollouts.advantages = top * _per_token_advantages(rollouts)
+        rollouts.metrics["entropy_threshold"] = float(threshold)
+
+
+def _per_token_advantages(rollouts: Rollouts) -> Tensor:
+    assert rollouts.advantages is not None
+    advantages = rollouts.advantages
+    return advantages[:, None] if advantages.ndim == 1 else advantages
+
+
+def _missing_logprobs(correction: str) -> str:
+    return (
+        f"--model.correction {correction} compares the trainer's log-probabilities with the "
+        "sampler's, but this sampler reports none: set --model.sampler.init_args.report_logprobs "
+        "true, or leave --model.correction unset"
+    )

@@ -1,0 +1,64 @@
+"""Joining what was sampled in several rounds into one batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlsgd.problems import Scores
+from rlsgd.types import Rollouts
+
+
+def join_rollouts(parts: list[Rollouts], pad_token_id: int) -> Rollouts:
+    """Rows of freshly scored rollouts under each other, their completions in the same columns.
+
+    Only what a sampler and a scorer write is joined; log-probabilities of the trainer, advantages
+    and metrics belong to the joined batch and are computed for it.
+    """
+    prompt_width = max(_prompt_width(part) for part in parts)
+    width = max(part.input_ids.shape[1] - _prompt_width(part) for part in parts) + prompt_width
+
+    def stacked(name: str, filler: float) -> Tensor:
+        rows = []
+        for part in parts:
+            value = getattr(part, name)
+            left = prompt_width - _prompt_width(part)
+            padding = (left, width - left - value.shape[1])
+            rows.append(torch.nn.functional.pad(value, padding, value=filler))
+        return torch.cat(rows)
+
+    def under_each_other(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if any(value is None for value in values) else torch.cat(values)
+
+    reported = all(part.sampler_logprobs is not None for part in parts)
+    return Rollouts(
+        input_ids=stacked("input_ids", pad_token_id),
+        attention_mask=stacked("attention_mask", False),
+        completion_mask=stacked("completion_mask", False),
+        truncated=torch.cat([part.truncated for part in parts]),
+        sampler_logprobs=stacked("sampler_logprobs", 0.0) if reported else None,
+        rewards=under_each_other("rewards"),
+        prompts=[prompt for part in parts for prompt in part.prompts],
+        completions=[completion for part in parts for completion in part.completions],
+    )
+
+
+def join_scores(parts: list[Scores], rows: list[int]) -> Scores:
+    """The given rows of several score sheets put under each other."""
+    rewards = [reward for part in parts for reward in part.rewards]
+    failures = [failure for part in parts for failure in part.failures]
+    named = {
+        name: [value for part in parts for value in part.parts[name]] for name in parts[0].parts
+    }
+    return Scores(
+        rewards=[rewards[row] for row in rows],
+        parts={name: [values[row] for row in rows] for name, values in named.items()},
+        failures=[failures[row] for row in rows],
+        full_marks=parts[0].full_marks,
+    )
+
+
+def _prompt_width(part: Rollouts) -> int:
+    """Columns before the first completion token, the same for every row."""
+    return int(part.completion_mask.any(0).nonzero()[0])

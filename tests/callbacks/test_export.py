@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pytest
+import torch
+from callback_stub import PolicyStub, loader, make_trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from rlsgd.callbacks import HFExport
+from rlsgd.checkpoints import LazyTensors
+
+
+def train(folder: Path, tmp_path: Path, callback: HFExport, **settings) -> PreTrainedModel:
+    def adam(policy: PreTrainedModel) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(policy.parameters(), lr=1e-2)
+
+    module = PolicyStub(folder, adam, **settings)
+    make_trainer(tmp_path, [callback], epochs=2).fit(module, loader(2))
+    return module.policy
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_export_reloads_bit_for_bit(tiny_model: Path, tmp_path: Path, dtype: torch.dtype):
+    policy = train(tiny_model, tmp_path, HFExport(), dtype=dtype)
+    reloaded, loading = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "hf", output_loading_info=True
+    )
+    assert not any(loading.values()), loading
+    trained, original = (
+        dict(policy.named_parameters()),
+        dict(AutoModelForCausalLM.from_pretrained(tiny_model).named_parameters()),
+    )
+    again = dict(reloaded.named_parameters())
+    assert again.keys() == trained.keys()
+    for name, weight in trained.items():
+        assert again[name].dtype == dtype
+        assert torch.equal(again[name], weight), name
+    assert not torch.equal(trained[next(iter(trained))].float(), original[next(iter(trained))])
+    assert reloaded.config.tie_word_embeddings == policy.config.tie_word_embeddings
+    ids = torch.tensor([[5, 9, 12]])
+    assert torch.equal(reloaded(ids).logits, policy.eval()(ids).logits)
+    exported, base = (AutoTokenizer.from_pretrained(p) for p in (tmp_path / "hf", tiny_model))
+    assert exported.get_vocab() == base.get_vocab()
+    assert (exported.pad_token_id, exported.eos_token_id) == (base.pad_token_id, base.eos_token_id)
+
+
+def test_the_folder_can_be_chosen_and_be_the_start_of_the_next_run(
+    tiny_llama: Path, tmp_path: Path
+):
+    folder = tmp_path / "chosen" / "folder"
+    policy = train(tiny_llama, tmp_path / "run", HFExport(str(folder)))
+    next_run = PolicyStub(folder, lambda p: torch.optim.SGD(p.parameters()))
+    next_run.configure_model()
+    for ours, theirs in zip(policy.parameters(), next_run.policy.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not (tmp_path / "run" / "hf").exists()
+
+
+def test_buffers_that_belong_to_the_checkpoint_are_exported(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def configure(self: PolicyStub) -> None:
+        original(self)
+        self.policy.register_buffer("bias_correction", torch.tensor([1.5, 2.5]))
+        self.policy.register_buffer("scratch", torch.tensor([0.0]), persistent=False)
+
+    original = PolicyStub.configure_model
+    monkeypatch.setattr(PolicyStub, "configure_model", configure)
+    train(tiny_llama, tmp_path, HFExport())
+    tensors = LazyTensors.open(tmp_path / "hf")
+    assert tensors["bias_correction"].tolist() == [1.5, 2.5]
+    assert "scratch" not in tensors

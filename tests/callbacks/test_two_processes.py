@@ -1,0 +1,61 @@
+"""All callbacks under two processes: every collective is joined by both, each file written once."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from callback_stub import PolicyStub, Scripted, jsonl, loader, make_rollouts, make_trainer, values
+from lightning.pytorch import seed_everything
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rlsgd import callbacks
+
+
+def grow(policy: PreTrainedModel) -> None:
+    next(policy.parameters())[0, 0] += 1.0
+
+
+def one_rank(rank: int, port: int, model: str, folder: str) -> None:
+    os.environ.update(LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    seed_everything(1)
+    module = PolicyStub(
+        Path(model), lambda policy: Scripted(policy, [grow] * 4), random_weights=True
+    )
+    trainer = make_trainer(
+        Path(folder),
+        [getattr(callbacks, name)() for name in callbacks.__all__],
+        epochs=2,
+        devices=2,
+        strategy="ddp",
+        use_distributed_sampler=False,
+    )
+    batches = [make_rollouts([f"rank {rank} batch {batch}"], [rank]) for batch in range(2)]
+    trainer.fit(module, loader(batches, shuffle=False))
+    trainer.predict(module, loader(batches, shuffle=False))
+    assert Path(trainer.log_dir or "") == Path(folder)
+
+
+@pytest.mark.slow
+def test_every_file_is_written_once_and_holds_what_it_must(tiny_llama: Path, tmp_path: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(
+        one_rank, (port, str(tiny_llama), str(tmp_path / "run")), nprocs=2, daemon=True
+    )
+    run = tmp_path / "run"
+    model = AutoModelForCausalLM.from_pretrained(run / "hf")
+    numel = sum(parameter.numel() for parameter in model.parameters())
+    assert values(run, "update/unchanged_fp32") == pytest.approx([1 - 1 / numel] * 2, abs=1e-12)
+    assert values(run, "update/effective_rank") == pytest.approx([1 / 15] * 2)
+    assert len(values(run, "memory/parameter_bytes")) == 2
+    for name in ("update_sparsity", "effective_rank"):
+        assert [record["epoch"] for record in jsonl(run / f"{name}.jsonl")] == [0, 1]
+    sampled = [record["completion"] for record in jsonl(run / "completions.jsonl")]
+    assert sampled == ["rank 0 batch 0"] * 2, "the first batch of each epoch, on the first rank"
+    predicted = [record["completion"] for record in jsonl(run / "predictions.jsonl")]
+    assert predicted == [f"rank {r} batch {b}" for b in range(2) for r in range(2)]
+    assert len(list((run / "starting_weights").iterdir())) == 20
+    assert list(run.glob("scratch-*")) == []

@@ -1,0 +1,165 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rlsgd.models import completion_logprobs, load_policy
+from rlsgd.types import Rollouts
+
+ROWS = [  # ragged prompts and completions
+    ([5, 9, 12, 30, 7], [8, 22, 1]),
+    ([14], [3, 3, 17, 25, 40, 6]),
+    ([33, 2, 19], [41]),
+]
+
+
+def make_batch(*, left: int = 0, right: int = 0, align_left: bool = True, pad: int = 0) -> Rollouts:
+    """`ROWS` with prompts padded on the left, or everything on the right; plus extra columns."""
+    prompt_width = max(len(prompt) for prompt, _ in ROWS) if align_left else 0
+    spans = [(max(prompt_width - len(p), 0) + left, p, c) for p, c in ROWS]
+    width = max(start + len(p) + len(c) for start, p, c in spans) + right
+    input_ids = torch.full((len(ROWS), width), pad)
+    attention_mask = torch.zeros(input_ids.shape, dtype=torch.bool)
+    completion_mask = attention_mask.clone()
+    for row, (start, prompt, completion) in enumerate(spans):
+        middle, end = start + len(prompt), start + len(prompt) + len(completion)
+        input_ids[row, start:end] = torch.tensor(prompt + completion)
+        attention_mask[row, start:end] = True
+        completion_mask[row, middle:end] = True
+    truncated = torch.zeros(len(ROWS), dtype=torch.bool)
+    return Rollouts(input_ids, attention_mask, completion_mask, truncated)
+
+
+def logprobs_row_by_row(model: PreTrainedModel, temperature: float) -> Tensor:
+    """All completion tokens' log-probabilities, each row alone and unpadded, whole log_softmax."""
+    rows = []
+    for prompt, completion in ROWS:
+        ids = torch.tensor([prompt + completion])
+        logprobs = (model(input_ids=ids).logits[0] / temperature).log_softmax(-1)
+        rows += [logprobs[len(prompt) + i - 1, token] for i, token in enumerate(completion)]
+    return torch.stack(rows)
+
+
+def gradient(model: PreTrainedModel, scores: Tensor) -> list[Tensor]:
+    weights = torch.linspace(-1, 2, len(scores), dtype=scores.dtype)
+    return list(torch.autograd.grad((scores * weights).sum(), list(model.parameters())))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize(
+    "padding",
+    [
+        {},
+        {"left": 4, "right": 3},
+        {"align_left": False},
+        {"align_left": False, "right": 5, "pad": 1},
+    ],
+    ids=["left", "wider", "right", "right-wider-eos"],
+)
+def test_logprobs_and_gradient_equal_each_row_alone(
+    tiny_model: Path, padding: dict[str, Any], temperature: float
+):
+    model = load_policy(str(tiny_model)).double()
+    batch = make_batch(**padding)
+    logprobs, _ = completion_logprobs(model, batch, temperature=temperature)
+    scored = logprobs[batch.completion_mask]
+    expected = logprobs_row_by_row(model, temperature)
+    assert expected.std() > 0.5, "the model must discriminate"
+    torch.testing.assert_close(scored, expected, rtol=0, atol=1e-10)
+    assert logprobs.shape == batch.input_ids.shape
+    assert not logprobs[~batch.completion_mask].any()
+    for actual, alone in zip(gradient(model, scored), gradient(model, expected), strict=True):
+        torch.testing.assert_close(actual, alone, rtol=0, atol=1e-10)
+
+
+def test_tokens_at_padding_change_no_value_and_no_gradient(tiny_model: Path):
+    model = load_policy(str(tiny_model))
+    batch = make_batch(left=2, right=2)
+    other = make_batch(left=2, right=2)
+    noise = torch.randint(2, 40, batch.input_ids.shape, generator=torch.Generator().manual_seed(0))
+    other.input_ids = torch.where(batch.attention_mask, batch.input_ids, noise)
+    assert (other.input_ids != batch.input_ids).sum() == (~batch.attention_mask).sum()
+    values, _ = completion_logprobs(model, batch, temperature=0.6)
+    perturbed, _ = completion_logprobs(model, other, temperature=0.6)
+    assert torch.equal(values, perturbed)
+    mask = batch.completion_mask
+    for a, b in zip(gradient(model, values[mask]), gradient(model, perturbed[mask]), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_hole_in_the_completion_mask_removes_that_token_only(tiny_llama: Path):
+    model = load_policy(str(tiny_llama))
+    batch, holed = make_batch(), make_batch()
+    holed.completion_mask[1, 7] = False  # third token of the second completion; still attended
+    whole, _ = completion_logprobs(model, batch, temperature=1.0)
+    logprobs, entropy = completion_logprobs(model, holed, temperature=1.0, with_entropy=True)
+    assert entropy is not None and entropy[1, 7] == 0
+    torch.testing.assert_close(logprobs, whole.masked_fill(~holed.completion_mask, 0))
+    assert whole[1, 7] != 0
+
+
+def test_logits_exist_for_completion_columns_only(tiny_model: Path):
+    model = load_policy(str(tiny_model))
+    seen: list[torch.Size] = []
+    model.get_output_embeddings().register_forward_hook(
+        lambda _module, inputs, _output: seen.append(inputs[0].shape)
+    )
+    batch = make_batch(left=4, right=3)
+    completion_logprobs(model, batch, temperature=1.0)
+    assert seen == [(3, 6, 32)]  # 3 rows, longest completion 6, hidden size 32
+    batch.completion_mask[1] = False  # the longest one
+    completion_logprobs(model, batch, temperature=1.0)
+    assert seen[1] == (3, 3, 32)
+
+
+class FixedLogits(nn.Module):
+    """Stands in for a model: the same logits in every column."""
+
+    def __init__(self, logits: list[float]) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+
+    def forward(self, input_ids: Tensor, logits_to_keep: Tensor, **_kwargs: Any) -> Any:
+        shape = (len(input_ids), len(logits_to_keep), -1)
+        return type("Output", (), {"logits": self.logits.expand(*shape)})
+
+
+def test_entropy_and_logprob_by_hand():
+    # At temperature 0.5 the logits are (0, 2 ln 2, 2 ln 2, -inf): p = (1/9, 4/9, 4/9, 0).
+    model: Any = FixedLogits([0.0, math.log(2), math.log(2), -math.inf])
+    batch = Rollouts(
+        input_ids=torch.tensor([[3, 0, 1]]),
+        attention_mask=torch.ones(1, 3, dtype=torch.bool),
+        completion_mask=torch.tensor([[False, True, True]]),
+        truncated=torch.tensor([False]),
+    )
+    logprobs, entropy = completion_logprobs(model, batch, temperature=0.5, with_entropy=True)
+    assert entropy is not None and not entropy.requires_grad
+    expected = 1 / 9 * math.log(9) + 2 * 4 / 9 * math.log(9 / 4)
+    torch.testing.assert_close(entropy, torch.tensor([[0.0, expected, expected]]))
+    torch.testing.assert_close(logprobs, torch.tensor([[0.0, math.log(1 / 9), math.log(4 / 9)]]))
+
+
+def test_shipped_dropout_is_off_in_train_mode(tiny_llama: Path, tiny_gpt2: Path):
+    for folder, shipped in ((tiny_llama, "attention_dropout"), (tiny_gpt2, "resid_pdrop")):
+        assert json.loads((folder / "config.json").read_text())[shipped] == 0.1
+        policy, batch = load_policy(str(folder)), make_batch()
+        assert policy.training
+        old_logprobs, _ = completion_logprobs(policy, batch, temperature=1.0)
+        logprobs, _ = completion_logprobs(policy, batch, temperature=1.0)
+        assert torch.equal((logprobs - old_logprobs).exp(), torch.ones(batch.input_ids.shape))
+        noisy = AutoModelForCausalLM.from_pretrained(folder).train()
+        first, second = (completion_logprobs(noisy, batch, temperature=1.0)[0] for _ in range(2))
+        assert not torch.equal(first, second), "without the cure there must be an illness"
+
+
+def test_a_batch_without_completion_tokens_has_no_logprobs(tiny_llama: Path):
+    batch = make_batch()
+    batch.completion_mask[:] = False
+    logprobs, _ = completion_logprobs(load_policy(str(tiny_llama)), batch, temperature=1.0)
+    assert torch.equal(logprobs, torch.zeros(batch.input_ids.shape))
