@@ -69,7 +69,7 @@ def majority_at_k(answers: Sequence[Sequence[str | None]], correct: Tensor) -> T
     """
     majorities = []
     for texts, marks in zip(answers, correct.double(), strict=True):
-        votes = Counter(text for text in texts if text is not None)
+        votes: Counter[str | None] = Counter(text for text in texts if text is not None)
         most = max(votes.values(), default=0)
         # tied answers have equally many completions: their mean is the mean of the answers' means
         pairs = zip(texts, marks, strict=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -46,16 +48,17 @@ def join_rollouts(parts: list[Rollouts], pad_token_id: int) -> Rollouts:
 
 def join_scores(parts: list[Scores], rows: list[int]) -> Scores:
     """The given rows of several score sheets put under each other."""
-    rewards = [reward for part in parts for reward in part.rewards]
-    failures = [failure for part in parts for failure in part.failures]
-    named = {
-        name: [value for part in parts for value in part.parts[name]] for name in parts[0].parts
-    }
+
+    def picked(lists: list[list[Any]]) -> list[Any]:
+        joined = [value for values in lists for value in values]
+        return [joined[row] for row in rows] if joined else []
+
     return Scores(
-        rewards=[rewards[row] for row in rows],
-        parts={name: [values[row] for row in rows] for name, values in named.items()},
-        failures=[failures[row] for row in rows],
+        rewards=picked([part.rewards for part in parts]),
+        parts={name: picked([part.parts[name] for part in parts]) for name in parts[0].parts},
+        failures=picked([part.failures for part in parts]),
         full_marks=parts[0].full_marks,
+        answers=picked([part.answers for part in parts]),
     )
 
 

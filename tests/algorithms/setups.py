@@ -36,11 +36,11 @@ class EarlyLetters(Reward):
 
 
 class Failing(EarlyLetters):
-    """Fails for completions with an x."""
+    """Fails for completions of odd length."""
 
     def score(self, completion, problem):
-        if "x" in completion:
-            raise RuntimeError("x")
+        if len(completion) % 2:
+            raise RuntimeError("odd")
         return super().score(completion, problem)
 
 

@@ -47,7 +47,8 @@ def scripted(tiny_llama, rewards, reserves, **options):
         flat = [float(reward) for pair in given for reward in pair]
         rollouts.rewards = torch.tensor(flat)
         failures = ["boom" if reward < 0 else None for reward in flat]
-        return Scores(flat, {"letter": flat}, failures)
+        answers = [str(reward) for reward in flat]
+        return Scores(flat, {"letter": flat}, failures, full_marks=1.0, answers=answers)
 
     module.sample, module.score = sample, score
     module.reserve_prompts = lambda attempt: prompts_of(reserves[attempt - 1])
@@ -67,6 +68,7 @@ def test_groups_scored_alike_are_replaced(tiny_llama):
     assert rollouts.completions == ["a0", "a1", "ff0", "ff1", "cc0", "cc1", "hh0", "hh1"]
     assert rollouts.rewards.tolist() == scores.rewards == [1, 0, -1, 1, 0, 1, 1, 0]
     assert scores.parts == {"letter": scores.rewards}
+    assert scores.answers == [str(float(reward)) for reward in scores.rewards]
     assert scores.failures == [None, None, "boom", None, None, None, None, None]
     assert [names for _, names in module.calls] == [
         ["a", "bbb", "cc", "d"],
