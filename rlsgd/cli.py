@@ -70,7 +70,7 @@ def train(argv: list[str]) -> int:
 
 
 def user_error(message: str) -> str | None:
-    """The line that names a flag, dug out of what jsonargparse wraps around a constructor's error."""
+    """The line that names a flag, out of what jsonargparse wraps around a constructor's error."""
     found = re.search(r"^(?:\s*- )?(--[a-z].*)$", message, re.MULTILINE)
     return found[1] if found else None
 

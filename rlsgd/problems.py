@@ -1,4 +1,4 @@
-"""Problems, prompts and scores: plain data without torch, so that a verifier's process starts fast."""
+"""Problems, prompts and scores: without torch, so that a verifier's process starts fast."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class Problem:
-    """One verifiable problem: what is asked, the answer on record, and whatever its scorer needs."""
+    """One verifiable problem: what is asked, the answer on record, and what its scorer needs."""
 
     question: str
     answer: str
@@ -31,7 +31,7 @@ class Scores:
     Attributes:
         rewards: one finite number for each completion.
         parts: the same for every named component; a plain reward has one part, itself.
-        failures: for each completion None, or why its verifier failed ("timeout", "ValueError: ...").
+        failures: for each completion None, or why its verifier failed ("timeout", ...).
         full_marks: the reward that counts as a correct answer in `accuracy`.
         answers: the answer found in each completion, None where there is none or the verifier
             failed; empty where nobody asked for them.

@@ -18,7 +18,15 @@ SMALL = [
     *("--trainer.enable_progress_bar", "false", "--trainer.max_epochs", "2"),
     *("--data.prompts_per_epoch", "4", "--data.group_size", "4"),
     *("--data.val_problems", "4", "--trainer.accelerator", "cpu"),
+    "",  # the folder that a run writes to: see `own_folder`
 ]
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path):
+    SMALL[-1] = f"--trainer.default_root_dir={tmp_path}"
+
+
 EXPLODING = ["--model.optimizer.lr=1e38", "--model.optimizer.weight_decay=1e3"]
 
 
@@ -209,8 +217,9 @@ def test_fit_then_validate_the_exported_folder(tmp_path):
     base, tuned = (load_file(folder / "model.safetensors") for folder in (EMBEDDED, out))
     assert base.keys() == tuned.keys()
     assert any(not torch.equal(base[name], tuned[name]) for name in base)
-    small = [*SMALL, "--model.policy", str(out)]
+    small = [*SMALL, "--model.policy", str(out), "--trainer.default_root_dir", str(tmp_path)]
     assert main(["validate", "--config", CONFIG, *small]) == 0
+    assert (tmp_path / "evaluation.json").exists()
 
 
 def test_predict_writes_every_completion(tmp_path):

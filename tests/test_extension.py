@@ -40,7 +40,8 @@ def test_a_new_algorithm_trains_by_class_path(tmp_path, monkeypatch):
 
     monkeypatch.setattr(centred.CentredGRPO, "advantages", recorded)
     config = ["--config", "configs/grpo_embedded.yaml", "--model", "centred.CentredGRPO"]
-    cli = TrainingCLI.run(["fit", *config, *SMALL])
+    root = f"--trainer.default_root_dir={tmp_path}"
+    cli = TrainingCLI.run(["fit", *config, *SMALL, root])
     assert type(cli.model) is centred.CentredGRPO and cli.trainer.global_step == 2
     for rewards, advantages in seen:
         torch.testing.assert_close(advantages, rewards - rewards.mean(), rtol=0, atol=0)

@@ -12,7 +12,7 @@ from rlsgd.algorithms.rl import RLModule
 from rlsgd.functional.advantages import explained_variance
 from rlsgd.functional.masked import masked_mean
 from rlsgd.optimizers import OptimizerContainer
-from rlsgd.types import DivergedError, Rollouts
+from rlsgd.types import Rollouts
 from rlsgd.value_model import ValueModel, load_value_model
 
 
@@ -86,27 +86,9 @@ class ActorCritic(RLModule):
         policy, critic = optimizer.optimizers
         if self.current_epoch < self.critic_warmup_epochs:
             policy.zero_grad(set_to_none=True)  # an optimizer passes over what has no gradient
-        for part, prefix, flag in ((policy, "", ""), (critic, "critic/", "value_")):
-            parameters = (p for group in part.param_groups for p in group["params"])
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
-            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # pyright: ignore
-            if not torch.isfinite(norm):
-                raise DivergedError(
-                    f"the {prefix or 'policy/'}gradient norm is {float(norm)} at optimizer step "
-                    f"{self.global_step}: weights are left as they were before this step. Lower "
-                    f"--model.{flag}optimizer.init_args.lr or set --trainer.gradient_clip_val"
-                )
-            bound = None if gradient_clip_algorithm == "value" else gradient_clip_val
-            clipped = norm > (torch.inf if bound is None else bound)
-            self.log(f"{prefix}grad_norm", norm, on_step=False, on_epoch=True)
-            name = f"{prefix}grad_clipped_fraction"
-            self.log(name, clipped.float(), on_step=False, on_epoch=True)
-            self.clip_gradients(
-                part,
-                gradient_clip_val=gradient_clip_val,
-                gradient_clip_algorithm=gradient_clip_algorithm,
-            )
+        clip = (gradient_clip_val, gradient_clip_algorithm)
+        self.clip_and_log(policy, *clip)
+        self.clip_and_log(critic, *clip, prefix="critic/", flag="value_optimizer")
 
 
 def critic_metrics(values: Tensor, returns: Tensor, mask: Tensor) -> dict[str, float]:

@@ -103,32 +103,40 @@ class PolicyModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Log the norm before clipping and the share of steps clipped; stop if it is not finite."""
-        norm = self.gradient_norm()
+        self.clip_and_log(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def clip_and_log(
+        self,
+        optimizer: torch.optim.Optimizer,
+        clip_val: int | float | None,
+        algorithm: str | None,
+        *,
+        prefix: str = "",
+        flag: str = "optimizer",
+    ) -> None:
+        """Clip the gradients of one optimizer, with `prefix` before its metrics' names."""
+        gradients = [
+            p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None
+        ]
+        norm = global_norm(gradients)
         if not torch.isfinite(norm):
             raise DivergedError(
-                f"the gradient norm is {float(norm)} at optimizer step {self.global_step}: weights "
-                "are left as they were before this step. Lower --model.optimizer.init_args.lr or "
-                "set --trainer.gradient_clip_val"
+                f"the {prefix}gradient norm is {float(norm)} at optimizer step {self.global_step}: "
+                f"weights are left as they were before this step. Lower --model.{flag}.init_args.lr"
+                " or set --trainer.gradient_clip_val"
             )
         # by value a step is clipped if its largest element is
-        measured = self.gradient_norm(torch.inf) if gradient_clip_algorithm == "value" else norm
-        clipped = measured > (gradient_clip_val or torch.inf)
-        self.log("grad_norm", norm, on_step=False, on_epoch=True)
-        self.log("grad_clipped_fraction", clipped.float(), on_step=False, on_epoch=True)
+        measured = global_norm(gradients, torch.inf) if algorithm == "value" else norm
+        clipped = measured > (clip_val or torch.inf)
+        self.log(f"{prefix}grad_norm", norm, on_step=False, on_epoch=True)
+        name = f"{prefix}grad_clipped_fraction"
+        self.log(name, clipped.float(), on_step=False, on_epoch=True)
         self.clip_gradients(
-            optimizer,
-            gradient_clip_val=gradient_clip_val,
-            gradient_clip_algorithm=gradient_clip_algorithm,
+            optimizer, gradient_clip_val=clip_val, gradient_clip_algorithm=algorithm
         )
 
-    def gradient_norm(self, norm_type: float = 2.0) -> Tensor:
-        """Norm [] of all gradients together, over every rank's shards."""
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, norm_type)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
     def scale_for_backward(self, loss_share: Tensor) -> Tensor:
-        """Undo the two averages that follow: Lightning's over microbatches, the strategy's over ranks.
+        """Undo two averages to come: Lightning's over microbatches, the strategy's over ranks.
 
         `loss_share` is this microbatch's sum over the global denominator, so the shares of all
         microbatches and ranks must be added, not averaged.
@@ -265,3 +273,9 @@ class PolicyModule(LightningModule):
         checkpoint["state_dict"] = {
             name: value for name, value in state.items() if not name.startswith("reference.")
         }
+
+
+def global_norm(gradients: list[Tensor], norm_type: float = 2.0) -> Tensor:
+    """Norm [] of all gradients together, over every rank's shards."""
+    norm = torch.nn.utils.get_total_norm(gradients, norm_type)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on completions: the contrast to RL, with the same optimizers and callbacks."""
+"""Supervised fine-tuning: the contrast to RL, with the same optimizers and callbacks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class SFT(PolicyModule):
     """Cross-entropy of the completion tokens, averaged over all of them on all ranks.
 
     A batch's denominator is its own token count, so accumulated batches weigh the same whatever
-    their lengths; use one batch a step (`--trainer.accumulate_grad_batches 1`) for a pure token mean.
+    their lengths; `--trainer.accumulate_grad_batches 1` gives a pure token mean.
     """
 
     def training_step(self, batch: Rollouts, batch_idx: int) -> Tensor:
