@@ -13,8 +13,8 @@ Optimizers in reinforcement-learning post-training of language models.
 
 commands:
   fit        train a policy:              rlsgd fit --config configs/grpo_embedded.yaml
-  validate   greedy accuracy on the validation problems
-  test       the same on the test problems
+  validate   accuracy on the validation problems, with intervals
+  test       the same on the test problems; --model.eval_samples 8 adds avg@8, pass@k, majority@8
   predict    write greedy completions of the test problems to predictions.jsonl
   study      run the arms of a study and report: rlsgd study configs/studies/quickstart.yaml
 
