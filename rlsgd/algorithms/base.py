@@ -128,6 +128,8 @@ class PolicyModule(LightningModule):
         # by value a step is clipped if its largest element is
         measured = global_norm(gradients, torch.inf) if algorithm == "value" else norm
         clipped = measured > (clip_val or torch.inf)
+        rate = float(optimizer.param_groups[0]["lr"])
+        self.log(f"{prefix}learning_rate", rate, on_step=False, on_epoch=True)
         self.log(f"{prefix}grad_norm", norm, on_step=False, on_epoch=True)
         name = f"{prefix}grad_clipped_fraction"
         self.log(name, clipped.float(), on_step=False, on_epoch=True)
