@@ -83,6 +83,13 @@ def test_a_module_fits_on_a_few_screens(module: str):
     assert len((ROOT / module).read_text().splitlines()) <= 300
 
 
+def test_an_algorithm_fits_on_one():
+    shared = {"__init__", "base", "rl", "token_weights"}
+    files = [p for p in (ROOT / "algorithms").glob("*.py") if p.stem not in shared]
+    assert len(files) >= 10
+    assert {p.stem for p in files if len(p.read_text().splitlines()) > 120} == set()
+
+
 def test_the_rules_see_what_they_forbid():
     source = """
 from typing import TYPE_CHECKING

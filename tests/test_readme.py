@@ -43,3 +43,13 @@ def test_shown_commands_exist(document):
 def test_linked_files_and_figures_exist(document):
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
         assert (document.parent / target).exists(), f"{document}: {target} is not there"
+
+
+def test_every_test_that_contributing_names_exists():
+    text = Path("CONTRIBUTING.md").read_text()
+    named = re.findall(r"`(?:(test_\w+\.py)::)?(test_\w+)`", text)
+    assert len(named) > 25
+    bodies = {path.name: path.read_text() for path in Path("tests").rglob("test_*.py")}
+    for file, name in named:
+        where = [bodies[file]] if file else bodies.values()
+        assert any(f"def {name}(" in body for body in where), f"{file}::{name} is not there"

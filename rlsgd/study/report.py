@@ -167,14 +167,16 @@ def _update_section(results: dict[str, Any], arms: Sequence[ArmSummary]) -> list
     shares = ("unchanged_bf16", "unchanged_fp32", "within_1e-5")
     rows = [
         [
-            arm["name"],
+            arm["name"] + suffix,
             arm["precision"],
             horizon(arm),
-            *(_format(arm.estimate("update", key), 100, 2) for key in shares),
-            _format(arm.estimate("update", "effective_rank"), 1, 1),
-            _format(arm.estimate("update", "effective_rank_percent"), 1, 1),
+            *(_format(arm.estimate(group, key), 100, 2) for key in shares),
+            _format(arm.estimate(group, "effective_rank"), 1, 1),
+            _format(arm.estimate(group, "effective_rank_percent"), 1, 1),
         ]
         for arm in arms
+        for group, suffix in (("update", ""), ("value_update", ", critic"))
+        if group == "update" or arm.estimate(group, "unchanged_fp32")
     ]
     return [
         "## What training changed",

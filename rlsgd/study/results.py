@@ -89,6 +89,7 @@ def run_record(run: Run, outcome: Outcome) -> dict[str, Any]:
         "reward": {"first": _first(reward), "last": _final(reward)},
         "accuracy": {"base": accuracy.get(0), "final": _final(accuracy)},
         "update": {key: _last(rows, f"update/{key}") for key in UPDATE},
+        "value_update": {key: _last(rows, f"value_update/{key}") for key in UPDATE},
         "memory": {key: _bytes(rows, f"memory/{key}") for key in MEMORY},
         "seconds": outcome.seconds,
         "error": None if outcome.status != "failed" else _error(run.folder, outcome.exit_status),

@@ -8,7 +8,8 @@ import pytest
 import rlsgd
 from rlsgd.study.arms import load_study
 from rlsgd.study.expansion import expand_runs
-from rlsgd.study.results import epoch_series, read_metrics, run_record
+from rlsgd.study.report import markdown_report
+from rlsgd.study.results import epoch_series, read_metrics, run_record, study_record
 from rlsgd.study.runner import Outcome
 
 SGD = {"name": "sgd", "optimizer": "torch.optim.SGD", "learning_rate": 0.01}
@@ -28,6 +29,15 @@ memory/gradient_bytes,memory/optimizer_state_bytes,memory/peak_rss_bytes
 2,,6,,0.25,0.625,0.5,5.5,11.0,4096,4096,8192,999999
 2,,6,0.875,nan,,,,,,,,
 """
+
+
+NO_CRITIC = (
+    "unchanged_fp32",
+    "unchanged_bf16",
+    "within_1e-5",
+    "effective_rank",
+    "effective_rank_percent",
+)
 
 
 @pytest.fixture
@@ -62,6 +72,7 @@ def test_the_record_of_a_run_by_value(run):
             "effective_rank": 5.5,
             "effective_rank_percent": 11.0,
         },
+        "value_update": dict.fromkeys(NO_CRITIC),
         "memory": {
             "parameter_bytes": 4096,
             "gradient_bytes": 4096,
@@ -81,6 +92,22 @@ def test_series_count_epochs_trained_and_only_validation_knows_the_base(run):
     assert epoch_series(rows, "val/accuracy") == {0: 0.25, 1: 0.375, 3: 0.875}
     assert epoch_series(rows, "reward") == {1: 0.125, 2: 0.5, 3: 0.625}
     assert epoch_series(rows, "update/unchanged_fp32") == {1: 0.75, 2: 0.5, 3: 0.25}
+
+
+def test_a_critic_is_recorded_and_reported_beside_the_policy(run, write_study):
+    (run.folder / "metrics.csv").write_text(
+        "epoch,step,update/unchanged_fp32,value_update/unchanged_fp32,value_update/unchanged_bf16\n"
+        "0,1,0.75,0.5,0.625\n"
+        "1,2,0.5,0.25,0.375\n"
+    )
+    record = run_record(run, outcome("finished"))
+    assert record["value_update"]["unchanged_fp32"] == 0.25
+    assert record["value_update"]["unchanged_bf16"] == 0.375
+    study = load_study(write_study(arms=[SGD], seeds=[1]))
+    report = markdown_report(study_record(study, "rlsgd study", [record]), [])
+    [policy] = [line for line in report.splitlines() if line.startswith("| sgd | fp32 |")]
+    [critic] = [line for line in report.splitlines() if line.startswith("| sgd, critic | fp32 |")]
+    assert "50.00" in policy and "25.00" in critic and "37.50" in critic
 
 
 def test_what_a_run_did_not_reach_is_null(run):
