@@ -190,3 +190,32 @@ def _scatter(values: Tensor, scored: Tensor, columns: Tensor, mask: Tensor) -> T
     return torch.zeros(mask.shape, dtype=kept.dtype, device=kept.device).index_copy(
         1, columns, kept
     )
+
+
+def check_vocabulary(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer with ids that the model has no embedding for.
+
+    Raises:
+        ValueError: names both sizes.
+    """
+    embedded: Any = policy.get_input_embeddings().num_embeddings
+    tokens = len(tokenizer)  # pyright: ignore[reportArgumentType]
+    if tokens > embedded:
+        raise ValueError(
+            f"--model.policy: its tokenizer has {tokens} tokens and the model embeds {embedded}; "
+            "they do not belong together"
+        )
+
+
+def check_positions(policy: PreTrainedModel, prompt_tokens: int, completion_tokens: int) -> None:
+    """Refuse sequences that are longer than the model was made for.
+
+    Raises:
+        ValueError: names the flag and the numbers.
+    """
+    limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and prompt_tokens + completion_tokens > limit:
+        raise ValueError(
+            f"--model.max_completion_tokens {completion_tokens}: with a prompt of {prompt_tokens} "
+            f"tokens that is more than the model's {limit} positions"
+        )

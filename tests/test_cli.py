@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlsgd import cli, training_cli
 from rlsgd.cli import main, user_error
@@ -56,6 +57,7 @@ def test_user_error_finds_the_flag_inside_a_wrapped_message():
         (["--model.temperature", "0"], "--model.temperature"),
         (["--model.kl_estimator", "k9"], "--model.kl_estimator"),
         (["--model.max_completion_tokens", "0"], "--model.max_completion_tokens"),
+        (["--model.max_completion_tokens", "255"], "--model.max_completion_tokens"),
         (["--data.group_size", "1"], "--data.group_size"),
         (["--data.max_prompt_tokens", "3"], "--data.max_prompt_tokens"),
         (["--data.task.name", "chain_sums"], "--data.task.name"),
@@ -241,6 +243,17 @@ def test_non_finite_weights_on_disk_are_named(tmp_path, capsys):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert fit("--model.policy", str(tmp_path)) == 3
     assert name in capsys.readouterr().err
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path, capsys):
+    policy = AutoModelForCausalLM.from_pretrained(EMBEDDED)
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
+    policy.resize_token_embeddings(len(tokenizer) - 1)
+    policy.save_pretrained(tmp_path / "small")
+    tokenizer.save_pretrained(tmp_path / "small")
+    assert fit("--model.policy", str(tmp_path / "small")) == 2
+    error = capsys.readouterr().err
+    assert "--model.policy" in error and str(len(tokenizer)) in error
 
 
 def test_the_module_runs_as_a_script():

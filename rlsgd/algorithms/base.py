@@ -14,7 +14,14 @@ from transformers import PreTrainedModel
 
 from rlsgd.distributed import derived_seed
 from rlsgd.evaluation import Estimate, ProblemResults, estimates
-from rlsgd.models import load_policy, load_tokenizer, resolve_model, stop_token_ids
+from rlsgd.models import (
+    check_positions,
+    check_vocabulary,
+    load_policy,
+    load_tokenizer,
+    resolve_model,
+    stop_token_ids,
+)
 from rlsgd.problems import Prompt, Scores
 from rlsgd.rollout.sampler import HFSampler, Sampler
 from rlsgd.types import DivergedError, Rollouts
@@ -81,6 +88,7 @@ class PolicyModule(LightningModule):
         """Load the policy; called once the devices are known, and again by a second loop."""
         if not hasattr(self, "policy"):
             self.policy = load_policy(self.policy_path, random_weights=self.random_weights)
+            check_vocabulary(self.policy, self.tokenizer)
             self.stop_token_ids = stop_token_ids(self.policy, self.tokenizer)
 
     def configure_optimizers(self) -> Any:
@@ -169,6 +177,8 @@ class PolicyModule(LightningModule):
     ) -> Rollouts:
         """Completions of the present policy with their texts; a prompt's rows are adjacent."""
         self.require_finite_weights()
+        longest = max(len(prompt.token_ids) for prompt in prompts)
+        check_positions(self.policy, longest, self.max_completion_tokens)
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             rollouts = self.sampler.sample(
                 self.policy,
