@@ -76,6 +76,9 @@ def main(argv: Sequence[str], *, command: Sequence[str] = FIT_COMMAND) -> int:
     (out / "report.md").write_text(markdown_report(results, plots), encoding="utf-8")
     console.print(terminal_table(results))
     console.print(f"report: {study.folder / 'report.md'}", soft_wrap=True)
+    if plots:
+        console.print(f"plots: {(study.folder / plots[0][1]).parent}", soft_wrap=True)
+    console.print(f"TensorBoard: tensorboard --logdir {study.folder}", soft_wrap=True)
     return int(any(outcome.status == "failed" for outcome in outcomes))
 
 

@@ -42,7 +42,10 @@ def test_the_report_by_value(write_study, run_study, tmp_path, capsys):
     assert "Means over 2 seeds (0, 1)" in report
     assert "Runs that did not finish" not in report
     assert "Learning rates of" not in report
-    assert "report.md" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    folder = tmp_path / "out"
+    for place in (folder / "report.md", folder / "plots", f"tensorboard --logdir {folder}"):
+        assert str(place) in shown
 
 
 def test_one_seed_shows_no_interval_and_says_so(write_study, run_study, tmp_path):
