@@ -29,6 +29,12 @@ def gathered(values: list[Any]) -> list[Any]:
     return [value for part in lists for value in part]
 
 
+def global_norm(gradients: list[Tensor], norm_type: float = 2.0) -> Tensor:
+    """Norm [] of all gradients together, over every rank's shards."""
+    norm = torch.nn.utils.get_total_norm(gradients, norm_type)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
 def derived_seed(*parts: int | str) -> int:
     """A 63-bit seed from (run seed, purpose, epoch, rank ...), another one if any part differs."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()

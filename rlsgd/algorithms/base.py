@@ -8,11 +8,10 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
-from rlsgd.distributed import derived_seed
+from rlsgd.distributed import derived_seed, global_norm
 from rlsgd.evaluation import Estimate, ProblemResults, estimates
 from rlsgd.models import (
     check_positions,
@@ -158,6 +157,14 @@ class PolicyModule(LightningModule):
         value = self.scale_for_backward(share.detach())
         self.log(name, value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
+    def require_finite_loss(self, loss: Tensor) -> None:
+        """Raise `DivergedError` if the loss [] is infinite or not a number."""
+        if not torch.isfinite(loss):
+            raise DivergedError(
+                f"the loss is {float(loss)} at optimizer step {self.global_step}. Lower "
+                "--model.optimizer.init_args.lr or set --trainer.gradient_clip_val"
+            )
+
     def require_finite_weights(self) -> None:
         """Raise `DivergedError` if any weight is infinite or not a number."""
         for name, parameter in self.policy.named_parameters():
@@ -285,9 +292,3 @@ class PolicyModule(LightningModule):
         checkpoint["state_dict"] = {
             name: value for name, value in state.items() if not name.startswith("reference.")
         }
-
-
-def global_norm(gradients: list[Tensor], norm_type: float = 2.0) -> Tensor:
-    """Norm [] of all gradients together, over every rank's shards."""
-    norm = torch.nn.utils.get_total_norm(gradients, norm_type)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm

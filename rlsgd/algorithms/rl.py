@@ -19,7 +19,7 @@ from rlsgd.functional.masked import aggregate, aggregation_count, validate_aggre
 from rlsgd.models import completion_logprobs, load_reference
 from rlsgd.problems import Prompt, Scores
 from rlsgd.rollout.microbatches import rollout_logprobs, split_rows
-from rlsgd.types import DivergedError, Rollouts
+from rlsgd.types import Rollouts
 
 
 class RLModule(PolicyModule):
@@ -211,11 +211,7 @@ class RLModule(PolicyModule):
 
     def training_step(self, batch: Rollouts, batch_idx: int) -> Tensor:
         loss = self.loss(batch)
-        if not torch.isfinite(loss):
-            raise DivergedError(
-                f"the loss is {float(loss)} at optimizer step {self.global_step}. Lower "
-                "--model.optimizer.init_args.lr or set --trainer.gradient_clip_val"
-            )
+        self.require_finite_loss(loss)
         self.log_share("loss", loss)
         self.log_dict(batch.metrics, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         return self.scale_for_backward(loss)

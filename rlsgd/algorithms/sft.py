@@ -8,7 +8,7 @@ from rlsgd.algorithms.base import PolicyModule
 from rlsgd.distributed import global_sum
 from rlsgd.functional.masked import aggregate, aggregation_count
 from rlsgd.models import completion_logprobs
-from rlsgd.types import DivergedError, Rollouts
+from rlsgd.types import Rollouts
 
 
 class SFT(PolicyModule):
@@ -25,10 +25,6 @@ class SFT(PolicyModule):
             -logprobs, batch.completion_mask, mode="token-mean", denominator=denominator
         )
         loss = loss * self.trainer.world_size  # the strategy averages over ranks
-        if not loss.isfinite():
-            raise DivergedError(
-                f"the loss is {float(loss)} at optimizer step {self.global_step}. Lower "
-                "--model.optimizer.init_args.lr or set --trainer.gradient_clip_val"
-            )
+        self.require_finite_loss(loss)
         self.log("loss", loss, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True)
         return loss
