@@ -12,6 +12,7 @@ from rlsgd.algorithms.reinforce_plus_plus import REINFORCEPlusPlus, REINFORCEPlu
 from rlsgd.algorithms.rl import RLModule
 from rlsgd.algorithms.rloo import RLOO
 from rlsgd.algorithms.sft import SFT
+from rlsgd.algorithms.verifiable import VerifiableModule
 
 __all__ = [
     "CISPO",
@@ -27,4 +28,5 @@ __all__ = [
     "REINFORCEPlusPlus",
     "REINFORCEPlusPlusBaseline",
     "RLModule",
+    "VerifiableModule",
 ]

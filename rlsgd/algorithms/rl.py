@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlsgd.algorithms.base import PolicyModule
 from rlsgd.algorithms.rollout_metrics import rollout_metrics
 from rlsgd.algorithms.token_weights import TokenWeights
+from rlsgd.algorithms.verifiable import VerifiableModule
 from rlsgd.distributed import derived_seed
 from rlsgd.functional.kl import kl_penalty, validate_kl_estimator
 from rlsgd.functional.logprobs import policy_ratio
@@ -22,7 +22,7 @@ from rlsgd.rollout.microbatches import rollout_logprobs, split_rows
 from rlsgd.types import Rollouts
 
 
-class RLModule(PolicyModule):
+class RLModule(VerifiableModule):
     """Base of the algorithms. A subclass defines `advantages` and `per_token_loss`.
 
     Args:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rlsgd.algorithms.base import PolicyModule
+from rlsgd.algorithms.verifiable import VerifiableModule
 from rlsgd.distributed import global_sum
 from rlsgd.functional.masked import aggregate, aggregation_count
 from rlsgd.models import completion_logprobs
 from rlsgd.types import Rollouts
 
 
-class SFT(PolicyModule):
+class SFT(VerifiableModule):
     """Cross-entropy of the completion tokens, averaged over all of them on all ranks.
 
     A batch's denominator is its own token count, so accumulated batches weigh the same whatever
