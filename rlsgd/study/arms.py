@@ -26,7 +26,10 @@ class Arm:
         optimizer_args: The optimizer's other arguments.
         precision: `fp32` (fp32 weights and compute), `master` (fp32 weights, bf16 compute) or
             `bf16` (weights stored in bf16).
-        overrides: Dotted keys of the base config with this arm's values.
+        overrides: Dotted keys of the base config with this arm's values. In their texts `{seed}`
+            stands for the run's seed and `{after}` for the folder of the run named by `after`.
+        config: The `rlsgd fit` config this arm starts from instead of the study's.
+        after: Name of an arm whose run with the same seed must have ended before.
     """
 
     name: str
@@ -35,6 +38,8 @@ class Arm:
     optimizer_args: dict[str, Any] = field(default_factory=dict)
     precision: Literal["fp32", "master", "bf16"] = "fp32"
     overrides: dict[str, Any] = field(default_factory=dict)
+    config: str | None = None
+    after: str | None = None
 
     def __post_init__(self) -> None:
         _require_folder_name("arms.name", self.name)
@@ -87,6 +92,11 @@ class Study:
         learning_rates_chosen_by: Free text, printed beside every comparison; required when there
             is more than one arm.
         overrides: Dotted keys of the base config with this study's values.
+        score: What decides: `accuracy` (of validation, higher is better) or `loss` (of validation,
+            lower is better).
+        measures: Further logged metrics for a table of the report, such as `update/displacement`.
+        match: A metric that grows while a run trains, such as `update/displacement`: the report
+            then also compares all arms where it has the same value, whatever epoch that was.
     """
 
     name: str
@@ -99,6 +109,9 @@ class Study:
     question: str = ""
     learning_rates_chosen_by: str = ""
     overrides: dict[str, Any] = field(default_factory=dict)
+    score: Literal["accuracy", "loss"] = "accuracy"
+    measures: list[str] = field(default_factory=list)
+    match: str | None = None
 
     def __post_init__(self) -> None:
         _require_folder_name("name", self.name)
@@ -114,6 +127,14 @@ class Study:
                 "learning_rates_chosen_by is missing: say how the arms' learning rates were chosen,"
                 " because a comparison of optimizers means nothing without it"
             )
+        above: list[str] = []
+        for arm in self.arms:
+            if arm.after is not None and arm.after not in above:
+                raise ValueError(
+                    f"arms.after of {arm.name!r} is {arm.after!r}, which is no arm above it; a"
+                    " swept arm is named with its rate, as in `sgd-lr0.1`"
+                )
+            above += [single.name for single in arm.expand()]
         if not self.seeds or min(self.seeds) < 0 or _repeated(self.seeds) is not None:
             raise ValueError(f"seeds must be different whole numbers from 0, not {self.seeds}")
         for key in ("jobs", "threads_per_job"):
@@ -151,11 +172,20 @@ def load_study(path: Path, **changes: Any) -> Study:
         study = Study(**vars(parser.instantiate_classes(parsed)))
     except (ArgumentError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-    config = (path.parent / study.config).resolve()
-    if not config.is_file():
-        raise ValueError(f"{path}: config {study.config!r} does not exist ({config})")
     given = {key: value for key, value in changes.items() if value is not None}
-    return replace(study, config=str(config), **given)
+    arms = [
+        arm if arm.config is None else replace(arm, config=_config_file(path, arm.config))
+        for arm in study.arms
+    ]
+    return replace(study, config=_config_file(path, study.config), arms=arms, **given)
+
+
+def _config_file(study: Path, config: str) -> str:
+    """Absolute path of a config that a study file names relative to itself."""
+    found = (study.parent / config).resolve()
+    if not found.is_file():
+        raise ValueError(f"{study}: config {config!r} does not exist ({found})")
+    return str(found)
 
 
 def _require_folder_name(key: str, value: str) -> None:

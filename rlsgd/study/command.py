@@ -15,11 +15,13 @@ from rich.console import Console
 
 from rlsgd.study.arms import Arm, Study, load_study
 from rlsgd.study.expansion import expand_runs
+from rlsgd.study.matched import add_matched
 from rlsgd.study.plots import draw_plots
 from rlsgd.study.progress import StudyProgress
 from rlsgd.study.report import markdown_report, terminal_table
 from rlsgd.study.results import read_metrics, run_record, study_record
 from rlsgd.study.runner import FIT_COMMAND, Interrupted, run_all
+from rlsgd.study.scores import SCORES
 
 _DESCRIPTION = """\
 Run every arm of a study with every seed, each in a process of its own, and write OUT/report.md,
@@ -67,12 +69,15 @@ def main(argv: Sequence[str], *, command: Sequence[str] = FIT_COMMAND) -> int:
     except Interrupted as stop:
         print(f"rlsgd study: stopped by {stop}; run it again to go on", file=sys.stderr)
         return 128 + stop.signum
-    records = [run_record(run, outcome) for run, outcome in zip(runs, outcomes, strict=True)]
+    ended = zip(runs, outcomes, strict=True)
+    records = [run_record(study, run, outcome) for run, outcome in ended]
+    metrics = [read_metrics(run.folder / "metrics.csv") for run in runs]
     results = study_record(study, shlex.join(["rlsgd", "study", *argv]), records)
+    results["study"]["matched"] = add_matched(study, records, metrics)
     (out / "results.json").write_text(
         json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8"
     )
-    plots = draw_plots(records, [read_metrics(run.folder / "metrics.csv") for run in runs], out)
+    plots = draw_plots(records, metrics, out, SCORES[study.score], study.match)
     (out / "report.md").write_text(markdown_report(results, plots), encoding="utf-8")
     console.print(terminal_table(results))
     console.print(f"report: {study.folder / 'report.md'}", soft_wrap=True)

@@ -34,6 +34,7 @@ class Run:
         sweep: Name of the swept arm it was expanded from, or None.
         seed: Seed of model and data.
         folder: Where the run writes.
+        after: Folder of the run that must have ended before, or None.
         config: The base config.
         overlay: What the run changes in the base config.
         fingerprint: Hash of base config and overlay, without the folder.
@@ -44,6 +45,7 @@ class Run:
     sweep: str | None
     seed: int
     folder: Path
+    after: Path | None
     config: Path
     overlay: dict[str, Any]
     fingerprint: str
@@ -62,42 +64,61 @@ def expand_runs(study: Study) -> list[Run]:
         ValueError: The base config is no YAML mapping or would add to an arm's optimizer
             arguments, or overrides conflict.
     """
-    config = Path(study.config)
-    text = config.read_bytes()
+    configs = dict.fromkeys(arm.config or study.config for arm in study.arms)
+    texts = {config: Path(config).read_bytes() for config in configs}
+    bases = {config: _base(config, text) for config, text in texts.items()}
+    out = study.folder.resolve()
+    runs: list[Run] = []
+    fingerprints: dict[tuple[str, int], str] = {}
+    for seed in study.seeds:
+        for family in study.arms:
+            config = family.config or study.config
+            for arm in family.expand():
+                _require_complete(arm, bases[config])
+                overlay = _overlay(study, arm, seed, out)
+                # The folder is left out, so that a study moved elsewhere keeps its finished runs.
+                identity = yaml.safe_dump(_overlay(study, arm, seed, Path()))
+                if arm.after:  # what follows another run has to follow it again when it changes
+                    identity += fingerprints[arm.after, seed]
+                fingerprint = hashlib.sha256(texts[config] + b"\0" + identity.encode()).hexdigest()
+                fingerprints[arm.name, seed] = fingerprint
+                run = Run(
+                    arm=arm,
+                    sweep=family.name if family.is_sweep else None,
+                    seed=seed,
+                    folder=_folder(out, arm.name, seed),
+                    after=_folder(out, arm.after, seed) if arm.after else None,
+                    config=Path(config),
+                    overlay=overlay,
+                    fingerprint=fingerprint,
+                    max_epochs=_max_epochs(bases[config], overlay),
+                )
+                runs.append(run)
+    return runs
+
+
+def _base(config: str, text: bytes) -> dict[str, Any]:
     try:
         base = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"config {config} is no valid YAML: {error}") from error
     if not isinstance(base, dict):
         raise ValueError(f"config {config} must hold a mapping")
-    out = study.folder.resolve()
-    runs = []
-    for seed in study.seeds:
-        for family in study.arms:
-            for arm in family.expand():
-                _require_complete(arm, base)
-                folder = out / arm.name / f"seed-{seed}"
-                overlay = _overlay(study, arm, seed, str(folder))
-                # The folder is left out, so that a study moved elsewhere keeps its finished runs.
-                identity = yaml.safe_dump(_overlay(study, arm, seed, "")).encode()
-                run = Run(
-                    arm=arm,
-                    sweep=family.name if family.is_sweep else None,
-                    seed=seed,
-                    folder=folder,
-                    config=config,
-                    overlay=overlay,
-                    fingerprint=hashlib.sha256(text + b"\0" + identity).hexdigest(),
-                    max_epochs=_max_epochs(base, overlay),
-                )
-                runs.append(run)
-    return runs
+    return base
 
 
-def _overlay(study: Study, arm: Arm, seed: int, folder: str) -> dict[str, Any]:
+def _folder(out: Path, arm: str, seed: int) -> Path:
+    return out / arm / f"seed-{seed}"
+
+
+def _overlay(study: Study, arm: Arm, seed: int, out: Path) -> dict[str, Any]:
+    folder = str(_folder(out, arm.name, seed))
+    named = {"seed": str(seed)}
+    if arm.after:
+        named["after"] = str(_folder(out, arm.after, seed))
     overlay: dict[str, Any] = {}
     _apply(overlay, study.overrides, "overrides")
-    _apply(overlay, arm.overrides, f"overrides of arm {arm.name!r}")
+    _apply(overlay, _filled(arm.overrides, named), f"overrides of arm {arm.name!r}")
     logger = {"save_dir": folder, "name": "", "version": ""}
     loggers = [
         _component("lightning.pytorch.loggers.TensorBoardLogger", logger),
@@ -114,6 +135,18 @@ def _overlay(study: Study, arm: Arm, seed: int, folder: str) -> dict[str, Any]:
     for key, value in owned.items():
         _merge(overlay, key.split("."), value, key)
     return overlay
+
+
+def _filled(value: Any, named: dict[str, str]) -> Any:
+    """`value` with `{name}` replaced in every text it holds."""
+    if isinstance(value, dict):
+        return {key: _filled(inner, named) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_filled(inner, named) for inner in value]
+    if isinstance(value, str):
+        for name, text in named.items():
+            value = value.replace(f"{{{name}}}", text)
+    return value
 
 
 def _require_complete(arm: Arm, base: dict[str, Any]) -> None:

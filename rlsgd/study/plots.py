@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from rlsgd.study.results import ACCURACY, REWARD, Rows, Series, epoch_series
+from rlsgd.study.results import REWARD, Rows, Series, epoch_series
+from rlsgd.study.scores import Score
 from rlsgd.study.summary import ArmSummary, summarise, sweeps
 
 if TYPE_CHECKING:
@@ -18,9 +19,8 @@ DPI = 150
 # Okabe and Ito's palette: told apart with every common form of colour blindness.
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINE_STYLES = ("-", "--", ":", "-.")
-_CURVES = {
+_CURVES: dict[str, tuple[str, str, str, float]] = {
     "reward": ("Mean reward of each epoch's rollout", REWARD, "reward", 1),
-    "accuracy": ("Validation accuracy", ACCURACY, "accuracy [%]", 100),
     "unchanged_bf16": (
         "Weights unchanged since the start (bf16 view, tolerance 0)",
         "update/unchanged_bf16",
@@ -42,7 +42,11 @@ _MEMORY = {
 
 
 def draw_plots(
-    runs: Sequence[dict[str, Any]], metrics: Sequence[Rows], folder: Path
+    runs: Sequence[dict[str, Any]],
+    metrics: Sequence[Rows],
+    folder: Path,
+    score: Score,
+    match: str | None = None,
 ) -> list[tuple[str, str]]:
     """Draw every figure the runs have numbers for.
 
@@ -50,6 +54,8 @@ def draw_plots(
         runs: The entries of `results.json`.
         metrics: The metrics.csv rows of each.
         folder: Of the report; figures go to its `plots`.
+        score: What decides the study.
+        match: A growing metric to draw the score and the unchanged share against.
 
     Returns:
         Title and path relative to `folder` of each figure.
@@ -57,7 +63,9 @@ def draw_plots(
     arms = summarise(runs)
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     drawn = []
-    for name, (title, column, label, scale) in _CURVES.items():
+    outcome = (f"Validation: {score.title}", score.column, score.label, score.scale)
+    curves = {"reward": _CURVES["reward"], score.name: outcome, **_CURVES}
+    for name, (title, column, label, scale) in curves.items():
         series = {
             (run["name"], run["seed"]): {
                 epoch: scale * value for epoch, value in epoch_series(rows, column).items()
@@ -67,14 +75,16 @@ def draw_plots(
         if any(series.values()):
             _curves(arms, series, title, label).savefig(folder / "plots" / f"{name}.png", dpi=DPI)
             drawn.append((title, f"plots/{name}.png"))
-    others: list[tuple[str, str, Callable[[Sequence[ArmSummary]], Figure | None]]] = [
-        ("Final accuracy by learning rate", "learning_rates", _learning_rates),
-        ("Memory of weights, gradients and optimizer state", "memory", _memory_bars),
+    others = [
+        (f"Final {score.title} by learning rate", "learning_rates", _learning_rates(arms, score)),
+        ("Memory of weights, gradients and optimizer state", "memory", _memory_bars(arms)),
     ]
-    for title, name, draw in others:
-        figure = draw(arms)
+    if match:
+        figure = _against(runs, metrics, arms, match, (outcome, _CURVES["unchanged_bf16"]))
+        others.append((f"The same against {match}", "matched", figure))
+    for title, name, figure in others:
         if figure is not None:
-            figure.axes[0].set_title(title)
+            figure.suptitle(title)
             figure.savefig(folder / "plots" / f"{name}.png", dpi=DPI)
             drawn.append((title, f"plots/{name}.png"))
     return drawn
@@ -121,11 +131,11 @@ def _curves(
     return figure
 
 
-def _figure(panels: int) -> tuple[Figure, list[Axes]]:
+def _figure(panels: int, *, sharey: bool = True) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.5 + 6.0 * panels, 4.4), layout="constrained")
-    axes = list(figure.subplots(1, panels, squeeze=False, sharey=True)[0])
+    axes = list(figure.subplots(1, panels, squeeze=False, sharey=sharey)[0])
     for axis in axes:
         axis.grid(alpha=0.25)
         axis.set_axisbelow(True)
@@ -158,15 +168,50 @@ def _points(values: Series) -> tuple[list[int], list[float]]:
     return epochs, [values[epoch] for epoch in epochs]
 
 
-def _learning_rates(arms: Sequence[ArmSummary]) -> Figure | None:
-    """Final accuracy against learning rate, with intervals; None without a sweep."""
+def _against(
+    runs: Sequence[dict[str, Any]],
+    metrics: Sequence[Rows],
+    arms: Sequence[ArmSummary],
+    match: str,
+    curves: Sequence[tuple[str, str, str, float]],
+) -> Figure | None:
+    """Curves of every run against a growing metric; None if none measured it."""
+    paths = [epoch_series(rows, match) for rows in metrics]
+    if not any(paths):
+        return None
+    figure, axes = _figure(2, sharey=False)
+    number = len(_PALETTE)
+    colours = {arm["name"]: _PALETTE[i % number] for i, arm in enumerate(arms)}
+    for axis, (_, column, label, scale) in zip(axes, curves, strict=True):
+        named = set()
+        for run, rows, path in zip(runs, metrics, paths, strict=True):
+            curve = epoch_series(rows, column)
+            epochs = sorted(path.keys() & curve.keys())
+            axis.plot(
+                [path[epoch] for epoch in epochs],
+                [scale * curve[epoch] for epoch in epochs],
+                color=colours[run["name"]],
+                marker=".",
+                lw=1.0,
+                label=None if run["name"] in named else run["name"],
+            )
+            named.add(run["name"])
+        axis.set_xscale("log")
+        axis.set_xlabel(match)
+        axis.set_ylabel(label)
+    axes[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small", frameon=False)
+    return figure
+
+
+def _learning_rates(arms: Sequence[ArmSummary], score: Score) -> Figure | None:
+    """Final score against learning rate, with intervals; None without a sweep."""
     lines = list(sweeps(arms).items())
-    if all(arm.mean("accuracy", "final") is None for _, rates in lines for arm in rates):
+    if all(arm.mean("score", "final") is None for _, rates in lines for arm in rates):
         return None
     figure, (axis,) = _figure(1)
     for (name, rates), colour in zip(lines, _PALETTE * len(lines), strict=False):
         found = [
-            (arm["learning_rate"], arm.estimate("accuracy", "final"))
+            (arm["learning_rate"], arm.estimate("score", "final"))
             for arm in rates
             if len(arm.finished) == len(arm.runs)
         ]
@@ -177,8 +222,8 @@ def _learning_rates(arms: Sequence[ArmSummary]) -> Figure | None:
         axis.plot(lost, [0.03] * len(lost), "x", color=colour, transform=edge)
         axis.errorbar(
             [rate for rate, _ in points],
-            [100 * value.mean for _, value in points],
-            yerr=[100 * (value.half_width or 0.0) for _, value in points],
+            [score.scale * value.mean for _, value in points],
+            yerr=[score.scale * (value.half_width or 0.0) for _, value in points],
             color=colour,
             marker="o",
             capsize=3,
@@ -186,7 +231,7 @@ def _learning_rates(arms: Sequence[ArmSummary]) -> Figure | None:
         )
     axis.set_xscale("log")
     axis.set_xlabel("learning rate (bars: 95% interval over seeds; x: a seed diverged or failed)")
-    axis.set_ylabel("final accuracy [%]")
+    axis.set_ylabel(f"final {score.label}")
     axis.legend(frameon=False)
     return figure
 

@@ -7,18 +7,17 @@ from typing import Any
 
 from rich.table import Table
 
+from rlsgd.study.scores import SCORES, Score
 from rlsgd.study.summary import (
-    BEST_RULE,
     ArmSummary,
-    Estimate,
     best_rate,
+    best_rule,
     paired_difference,
     representatives,
     summarise,
     sweeps,
 )
-
-_MISSING = "n/a"
+from rlsgd.study.tables import change, horizon, number, seed_count, shown, significant, table
 
 
 def markdown_report(results: dict[str, Any], plots: Sequence[tuple[str, str]]) -> str:
@@ -29,15 +28,18 @@ def markdown_report(results: dict[str, Any], plots: Sequence[tuple[str, str]]) -
         plots: Title and relative path of every figure.
     """
     arms = summarise(results["arms"])
+    score = study_score(results)
     parts = [
         _head(results),
         "## Outcome",
         _rates_line(results),
-        _table(*_outcome_rows(arms)),
+        table(*_outcome_rows(arms, score)),
         _seeds_line(results),
-        *_differences(results, arms),
-        *_sweep_tables(results, arms),
+        *_differences(results, arms, score),
+        *_sweep_tables(results, arms, score),
         *_update_section(results, arms),
+        *_measures_section(results, arms),
+        *_matched_section(results, arms, score),
         *_memory_section(results, arms),
         *_failures(results["arms"]),
     ]
@@ -50,20 +52,26 @@ def markdown_report(results: dict[str, Any], plots: Sequence[tuple[str, str]]) -
 
 def terminal_table(results: dict[str, Any]) -> Table:
     """The outcome table in short."""
-    table = Table(title=results["study"]["name"])
-    table.add_column("arm", no_wrap=True)
-    for column in ("rate", "seeds", "reward", "accuracy [%]", "unchanged [%]\n(bf16 view)"):
-        table.add_column(column)
+    outcome = Table(title=results["study"]["name"])
+    outcome.add_column("arm", no_wrap=True)
+    score = study_score(results)
+    for column in ("rate", "seeds", "reward", score.label, "unchanged [%]\n(bf16 view)"):
+        outcome.add_column(column)
     for arm in summarise(results["arms"]):
-        table.add_row(
+        outcome.add_row(
             arm["name"],
             f"{arm['learning_rate']:g}",
-            _seeds(arm),
-            _change(arm, "reward", ("first", "last"), 1, 2),
-            _change(arm, "accuracy", ("base", "final"), 100, 1),
-            _format(arm.estimate("update", "unchanged_bf16"), 100, 1),
+            seed_count(arm),
+            change(arm, "reward", ("first", "last"), 1, 2),
+            change(arm, "score", ("base", "final"), score.scale, score.digits),
+            shown(arm.estimate("update", "unchanged_bf16"), 100, 1),
         )
-    return table
+    return outcome
+
+
+def study_score(results: dict[str, Any]) -> Score:
+    """What the study behind a `results.json` was decided by."""
+    return SCORES[results["study"]["score"]]
 
 
 def _head(results: dict[str, Any]) -> str:
@@ -88,25 +96,25 @@ def _seeds_line(results: dict[str, Any]) -> str:
     )
 
 
-def _outcome_rows(arms: Sequence[ArmSummary]) -> tuple[list[str], list[list[str]]]:
+def _outcome_rows(arms: Sequence[ArmSummary], score: Score) -> tuple[list[str], list[list[str]]]:
     header = ["arm", "optimizer", "learning rate", "precision", "seeds"]
-    header += ["reward, first → last epoch", "accuracy [%], base → final"]
+    header += ["reward, first → last epoch", f"{score.label}, base → final"]
     return header, [
         [
             arm["name"],
             arm["optimizer"],
             f"{arm['learning_rate']:g}",
             arm["precision"],
-            _seeds(arm),
-            _change(arm, "reward", ("first", "last"), 1, 3),
-            _change(arm, "accuracy", ("base", "final"), 100, 1),
+            seed_count(arm),
+            change(arm, "reward", ("first", "last"), 1, 3),
+            change(arm, "score", ("base", "final"), score.scale, score.digits),
         ]
         for arm in arms
     ]
 
 
-def _differences(results: dict[str, Any], arms: Sequence[ArmSummary]) -> list[str]:
-    compared = representatives(arms)
+def _differences(results: dict[str, Any], arms: Sequence[ArmSummary], score: Score) -> list[str]:
+    compared = representatives(arms, score)
     if len(compared) < 2:
         return []
     baseline, *others = compared
@@ -114,41 +122,42 @@ def _differences(results: dict[str, Any], arms: Sequence[ArmSummary]) -> list[st
     for arm in others:
         difference = paired_difference(arm, baseline)
         pairs = str(difference.num_seeds) if difference else "0"
-        rows.append([arm["name"], pairs, _format(difference, 100, 1, sign=True)])
+        rows.append([arm["name"], pairs, shown(difference, score.scale, score.digits, sign=True)])
+    header = ["arm", "seeds paired", f"minus {baseline['name']} [{score.difference_unit}]"]
     swept = any(arm["sweep"] for arm in compared)
     caveat = (
         "A swept arm stands here with the best of its rates, chosen on these same runs: that"
         " favours it. Confirm the difference on fresh seeds."
     )
     return [
-        f"## Difference in final accuracy from {baseline['name']}",
+        f"## Difference in final {score.title} from {baseline['name']}",
         _rates_line(results),
-        _table(["arm", "seeds paired", f"minus {baseline['name']} [percentage points]"], rows),
+        table(header, rows),
         "Each seed's difference first, then the mean: arms with the same seed saw the same"
         " prompts in the same order." + (f" {caveat}" if swept else ""),
     ]
 
 
-def _sweep_tables(results: dict[str, Any], arms: Sequence[ArmSummary]) -> list[str]:
+def _sweep_tables(results: dict[str, Any], arms: Sequence[ArmSummary], score: Score) -> list[str]:
     parts = []
     for name, rates in sweeps(arms).items():
-        best = best_rate(rates)
+        best = best_rate(rates, score)
         rows = [
             [
                 f"{arm['learning_rate']:g}",
-                _seeds(arm),
-                _format(arm.estimate("accuracy", "final"), 100, 1),
-                _format(arm.estimate("reward", "last"), 1, 3),
+                seed_count(arm),
+                shown(arm.estimate("score", "final"), score.scale, score.digits),
+                shown(arm.estimate("reward", "last"), 1, 3),
                 "**best**" if arm is best else "",
             ]
             for arm in rates
         ]
-        header = ["learning rate", "seeds", "final accuracy [%]", "reward of the last epoch", ""]
+        header = ["learning rate", "seeds", f"final {score.label}", "reward of the last epoch", ""]
         parts += [
             f"## Learning rates of {name} ({rates[0]['optimizer']}, {rates[0]['precision']})",
-            _table(header, rows),
+            table(header, rows),
         ]
-    return [*parts, _rates_line(results), f"Best: {BEST_RULE}"] if parts else []
+    return [*parts, _rates_line(results), f"Best: {best_rule(score)}"] if parts else []
 
 
 def _update_section(results: dict[str, Any], arms: Sequence[ArmSummary]) -> list[str]:
@@ -170,9 +179,9 @@ def _update_section(results: dict[str, Any], arms: Sequence[ArmSummary]) -> list
             arm["name"] + suffix,
             arm["precision"],
             horizon(arm),
-            *(_format(arm.estimate(group, key), 100, 2) for key in shares),
-            _format(arm.estimate(group, "effective_rank"), 1, 1),
-            _format(arm.estimate(group, "effective_rank_percent"), 1, 1),
+            *(shown(arm.estimate(group, key), 100, 2) for key in shares),
+            shown(arm.estimate(group, "effective_rank"), 1, 1),
+            shown(arm.estimate(group, "effective_rank_percent"), 1, 1),
         ]
         for arm in arms
         for group, suffix in (("update", ""), ("value_update", ", critic"))
@@ -181,12 +190,49 @@ def _update_section(results: dict[str, Any], arms: Sequence[ArmSummary]) -> list
     return [
         "## What training changed",
         _rates_line(results),
-        _table(header, rows),
+        table(header, rows),
         "Against the starting weights. Unchanged: abs(weight - start) at most the tolerance, as"
         " share of all weights. Effective rank: singular values of a matrix's update that hold 99%"
         " of its squared norm, mean over matrices. These figures depend on dtype, tolerance,"
         " learning rate, horizon and model size (small models have larger gradients relative to"
         " their weights): compare them only where those agree.",
+    ]
+
+
+def _measures_section(results: dict[str, Any], arms: Sequence[ArmSummary]) -> list[str]:
+    columns = list(results["arms"][0]["measures"])
+    if not columns:
+        return []
+    rows = [
+        [arm["name"], *(significant(arm.estimate("measures", column)) for column in columns)]
+        for arm in arms
+    ]
+    return ["## Measures at the end", _rates_line(results), table(["arm", *columns], rows)]
+
+
+def _matched_section(
+    results: dict[str, Any], arms: Sequence[ArmSummary], score: Score
+) -> list[str]:
+    matched = results["study"]["matched"]
+    if matched is None:
+        return []
+    shares = ["update/unchanged_bf16", "update/unchanged_fp32", "update/within_1e-5"]
+    header = ["arm", "epoch", score.label, *(f"{name} [%]" for name in shares)]
+    rows = [
+        [
+            arm["name"],
+            shown(arm.estimate("matched", "epoch"), 1, 1),
+            shown(arm.estimate("matched", score.column), score.scale, score.digits),
+            *(shown(arm.estimate("matched", name), 100, 2) for name in shares),
+            shown(arm.estimate("matched", "update/effective_rank_percent"), 1, 1),
+        ]
+        for arm in arms
+    ]
+    return [
+        f"## At the same {matched['column']}",
+        f"Every run where its `{matched['column']}` is {matched['at']:.4g}, the largest value that"
+        " all of them reached, linear between measured epochs.",
+        table([*header, "effective rank [% of full]"], rows),
     ]
 
 
@@ -199,11 +245,11 @@ def _memory_section(results: dict[str, Any], arms: Sequence[ArmSummary]) -> list
         "peak device memory": "peak_device_bytes",
     }
     rows = [
-        [arm["name"], *(_format(arm.estimate("memory", key), 2**-20, 2) for key in keys.values())]
+        [arm["name"], *(shown(arm.estimate("memory", key), 2**-20, 2) for key in keys.values())]
         for arm in arms
     ]
     header = ["arm", *(f"{title} [MiB]" for title in keys)]
-    return ["## Memory", _rates_line(results), _table(header, rows)]
+    return ["## Memory", _rates_line(results), table(header, rows)]
 
 
 def _failures(runs: Sequence[dict[str, Any]]) -> list[str]:
@@ -216,7 +262,7 @@ def _failures(runs: Sequence[dict[str, Any]]) -> list[str]:
             str(run["seed"]),
             run["status"],
             str(run["epochs"]),
-            _number(run["reward"]["last"], 1, 3),
+            number(run["reward"]["last"], 1, 3),
         ]
         for run in ended_early
     ]
@@ -226,7 +272,7 @@ def _failures(runs: Sequence[dict[str, Any]]) -> list[str]:
         for run in ended_early
         if run["error"]
     ]
-    return ["## Runs that did not finish", _table(header, rows), *logs]
+    return ["## Runs that did not finish", table(header, rows), *logs]
 
 
 def _provenance(study: dict[str, Any]) -> str:
@@ -237,42 +283,3 @@ def _provenance(study: dict[str, Any]) -> str:
         f" {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB;"
         f" {machine['platform']}."
     )
-
-
-def horizon(arm: ArmSummary) -> str:
-    """How long the arm's finished runs trained, for example "60 epochs, 120 optimizer steps"."""
-    lengths = {(run["epochs"], run["optimizer_steps"]) for run in arm.finished}
-    if len(lengths) != 1:
-        return _MISSING if not lengths else "differing horizons"
-    epochs, steps = lengths.pop()
-    return f"{epochs} epochs" + (f", {steps} optimizer steps" if steps else "")
-
-
-def _seeds(arm: ArmSummary) -> str:
-    others = [run["status"] for run in arm.runs if run["status"] != "finished"]
-    if not others:
-        return str(len(arm.runs))
-    counts = ", ".join(f"{others.count(status)} {status}" for status in dict.fromkeys(others))
-    return f"{len(arm.finished)} of {len(arm.runs)} ({counts})"
-
-
-def _change(arm: ArmSummary, group: str, keys: tuple[str, str], scale: float, digits: int) -> str:
-    before, after = (arm.estimate(group, key) for key in keys)
-    start = _number(before.mean if before else None, scale, digits)
-    return f"{start} → {_format(after, scale, digits)}"
-
-
-def _format(value: Estimate | None, scale: float, digits: int, *, sign: bool = False) -> str:
-    if value is None:
-        return _MISSING
-    text = _number(value.mean, scale, digits, sign=sign)
-    return text if value.half_width is None else f"{text} ± {scale * value.half_width:.{digits}f}"
-
-
-def _number(value: float | None, scale: float, digits: int, *, sign: bool = False) -> str:
-    return _MISSING if value is None else f"{scale * value:{'+' if sign else ''}.{digits}f}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -17,11 +17,11 @@ import rlsgd
 from rlsgd.study.arms import Study
 from rlsgd.study.expansion import Run
 from rlsgd.study.runner import Outcome
+from rlsgd.study.scores import SCORES
 
 Rows = list[dict[str, float]]
 Series = dict[int, float]  # by epochs trained: 0 is the base model, 1 after the first epoch
 
-ACCURACY = "val/accuracy"
 REWARD = "reward"
 UPDATE = (
     "unchanged_fp32",
@@ -71,11 +71,13 @@ def epoch_series(rows: Rows, column: str) -> Series:
     return series
 
 
-def run_record(run: Run, outcome: Outcome) -> dict[str, Any]:
+def run_record(study: Study, run: Run, outcome: Outcome) -> dict[str, Any]:
     """One run's entry of `results.json`; what a run did not log is None."""
+    score_column = SCORES[study.score].column
     rows = read_metrics(run.folder / "metrics.csv")
     reward = epoch_series(rows, REWARD)
-    accuracy = epoch_series(rows, ACCURACY)
+    score = epoch_series(rows, score_column)
+    epochs = max([*reward, *epoch_series(rows, "loss")], default=0)
     return {
         "name": run.arm.name,
         "sweep": run.sweep,
@@ -84,13 +86,14 @@ def run_record(run: Run, outcome: Outcome) -> dict[str, Any]:
         "seed": run.seed,
         "precision": run.arm.precision,
         "status": outcome.status,
-        "epochs": max(reward, default=0),
-        "optimizer_steps": _optimizer_steps(rows, max(reward, default=0)),
+        "epochs": epochs,
+        "optimizer_steps": _optimizer_steps(rows, score_column, epochs),
         "reward": {"first": _first(reward), "last": _final(reward)},
-        "accuracy": {"base": accuracy.get(0), "final": _final(accuracy)},
+        "score": {"base": score.get(0), "final": _final(score)},
         "update": {key: _last(rows, f"update/{key}") for key in UPDATE},
         "value_update": {key: _last(rows, f"value_update/{key}") for key in UPDATE},
         "memory": {key: _bytes(rows, f"memory/{key}") for key in MEMORY},
+        "measures": {column: _last(rows, column) for column in study.measures},
         "seconds": outcome.seconds,
         "error": None if outcome.status != "failed" else _error(run.folder, outcome.exit_status),
     }
@@ -104,10 +107,12 @@ def study_record(study: Study, command: str, runs: Sequence[dict[str, Any]]) -> 
             "command": command,
             "question": study.question,
             "learning_rates_chosen_by": study.learning_rates_chosen_by,
+            "score": study.score,
             "versions": _versions(),
             "precision": sorted({arm.precision for arm in study.arms}),
             "machine": _machine(),
             "seeds": study.seeds,
+            "matched": None,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         },
         "arms": list(runs),
@@ -144,9 +149,9 @@ def _final(series: Series) -> float | None:
     return series[last] if last > 0 else None
 
 
-def _optimizer_steps(rows: Rows, epochs: int) -> int | None:
+def _optimizer_steps(rows: Rows, score_column: str, epochs: int) -> int | None:
     """Steps done after the last epoch: unlike training's rows, these two kinds count them all."""
-    counting = [row for row in rows if ACCURACY in row or "update/unchanged_fp32" in row]
+    counting = [row for row in rows if score_column in row or "update/unchanged_fp32" in row]
     steps = [int(row["step"]) for row in counting if int(row["epoch"]) + 1 == epochs]
     return max(steps, default=None)
 

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -90,7 +89,7 @@ def run_all(
     folder of a run that starts again is moved to `out/.replaced`.
 
     Args:
-        runs: The runs, started in this order.
+        runs: The runs, started in this order; one that follows another waits for it.
         out: The study's folder; nothing outside it is written or moved.
         monitor: Told of every start, wait and end.
         jobs: Runs at a time.
@@ -107,7 +106,7 @@ def run_all(
     """
     out.mkdir(parents=True, exist_ok=True)
     outcomes: dict[Path, Outcome] = {}
-    waiting: deque[Run] = deque()
+    waiting: list[Run] = []
     children: list[_Child] = []
     environment = _environment(threads_per_job)
 
@@ -129,8 +128,11 @@ def run_all(
             _require_inside(run.folder, out)
         try:
             while (waiting or children) and not caught:
-                while waiting and len(children) < jobs and not caught:
-                    run = waiting.popleft()
+                while len(children) < jobs and not caught:
+                    run = next((run for run in waiting if run.after in {None, *outcomes}), None)
+                    if run is None:
+                        break
+                    waiting.remove(run)
                     _clear(run.folder, out)
                     children.append(_launch(run, command, environment))
                     monitor.started(run)

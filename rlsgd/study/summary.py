@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from rlsgd.study.scores import Score
+
 # 97.5% quantiles of Student's t for 1, 2, ... 30 degrees of freedom.
 # fmt: off
 T_QUANTILES = (
@@ -86,40 +88,42 @@ def sweeps(arms: Sequence[ArmSummary]) -> dict[str, list[ArmSummary]]:
 
 
 BEST_RULE = (
-    "highest mean final accuracy; ties: higher mean reward of the last epoch; ties: smaller"
-    " learning rate. A rate at which a seed diverged or failed is never the best."
+    "best mean final {title} ({direction}); ties: higher mean reward of the last epoch; ties:"
+    " smaller learning rate. A rate at which a seed diverged or failed is never the best."
 )
 
 
-def best_rate(rates: Sequence[ArmSummary]) -> ArmSummary | None:
+def best_rule(score: Score) -> str:
+    """`BEST_RULE` in words for one score."""
+    return BEST_RULE.format(title=score.title, direction="highest" if score.sign > 0 else "lowest")
+
+
+def best_rate(rates: Sequence[ArmSummary], score: Score) -> ArmSummary | None:
     """The best of a sweep by `BEST_RULE`, or None where no rate qualifies."""
     candidates = [
-        (accuracy, _or_lowest(arm.mean("reward", "last")), -arm["learning_rate"], arm)
+        (score.sign * final, _or_lowest(arm.mean("reward", "last")), -arm["learning_rate"], arm)
         for arm in rates
-        if len(arm.finished) == len(arm.runs)
-        and (accuracy := arm.mean("accuracy", "final")) is not None
+        if len(arm.finished) == len(arm.runs) and (final := arm.mean("score", "final")) is not None
     ]
     return max(candidates, key=lambda candidate: candidate[:3])[3] if candidates else None
 
 
-def representatives(arms: Sequence[ArmSummary]) -> list[ArmSummary]:
+def representatives(arms: Sequence[ArmSummary], score: Score) -> list[ArmSummary]:
     """One summary for each arm of the study file: itself, or the best rate of its sweep."""
-    best = {name: best_rate(rates) for name, rates in sweeps(arms).items()}
+    best = {name: best_rate(rates, score) for name, rates in sweeps(arms).items()}
     chosen = (best[arm["sweep"]] if arm["sweep"] else arm for arm in arms)
     return list({arm["name"]: arm for arm in chosen if arm is not None}.values())
 
 
 def paired_difference(arm: ArmSummary, baseline: ArmSummary) -> Estimate | None:
-    """Final accuracy of `arm` minus that of `baseline`, seed by seed.
+    """Final score of `arm` minus that of `baseline`, seed by seed.
 
-    Seeds that did not finish in both, or have no accuracy, are left out.
+    Seeds that did not finish in both, or have no score, are left out.
     """
-    accuracy, base = (
-        {r["seed"]: r["accuracy"]["final"] for r in a.finished} for a in (arm, baseline)
-    )
+    own, base = ({r["seed"]: r["score"]["final"] for r in a.finished} for a in (arm, baseline))
     differences = [
         value - base[seed]
-        for seed, value in accuracy.items()
+        for seed, value in own.items()
         if value is not None and base.get(seed) is not None
     ]
     return mean_interval(differences) if differences else None

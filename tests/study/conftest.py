@@ -24,12 +24,12 @@ fake = overlay.get("fake", {})
 rate = overlay["model"]["init_args"]["optimizer"]["init_args"]["lr"]
 gain = 0.1 * overlay["seed_everything"] if fake.get("end") != 3 else -0.1
 (folder / "metrics.csv").write_text(
-    "epoch,reward,step,val/accuracy,update/unchanged_bf16\\n"
-    "0,,0,0.25,\\n"
-    "0,0.3,0,,\\n"
-    "0,,1,0.5,0.9\\n"
-    "1,0.4,1,,\\n"
-    f"1,,2,{0.5 + gain + rate},0.8\\n"
+    "epoch,reward,step,val/accuracy,update/unchanged_bf16,distance,val/loss\\n"
+    "0,,0,0.25,,,4\\n"
+    "0,0.3,0,,,,\\n"
+    f"0,,1,0.5,0.9,{rate},3\\n"
+    "1,0.4,1,,,,\\n"
+    f"1,,2,{0.5 + gain + rate},0.8,{3 * rate},{2 + rate}\\n"
 )
 print("about to end")
 if fake.get("stubborn"):

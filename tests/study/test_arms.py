@@ -26,6 +26,13 @@ SGD = {"name": "sgd", "optimizer": "torch.optim.SGD", "learning_rate": 0.1}
         ({"arms": [SGD | {"optimizer_args": {"lr": 1}}]}, "arms.optimizer_args of 'sgd' holds lr"),
         ({"learning_rates_chosen_by": None}, "learning_rates_chosen_by is missing"),
         ({"config": "absent.yaml"}, "config 'absent.yaml' does not exist"),
+        ({"arms": [SGD | {"config": "absent.yaml"}]}, "config 'absent.yaml' does not exist"),
+        ({"arms": [SGD | {"after": "sgd"}]}, "arms.after of 'sgd' is 'sgd', which is no arm above"),
+        (
+            {"arms": [SGD | {"learning_rate": [0.1]}, SGD | {"name": "b", "after": "sgd"}]},
+            "named with its rate, as in `sgd-lr0.1`",
+        ),
+        ({"score": "luck"}, "(?s)score.*luck"),
         ({"seeds": []}, "seeds must be different"),
         ({"seeds": [1, 1]}, "seeds must be different"),
         ({"jobs": 0}, "jobs must be at least 1"),

@@ -107,3 +107,16 @@ def test_an_arm_inherits_no_optimizer_argument_of_the_base_config(write_study, t
     (run,) = expand_runs(study)
     stated = run.overlay["model"]["init_args"]["optimizer"]["init_args"]
     assert stated == {"lr": 0.1, "weight_decay": 0.0}
+
+
+def test_an_arm_may_start_from_a_config_of_its_own(write_study, tmp_path):
+    study = write_study(arms=[SGD, SGD | {"name": "other", "config": "other.yaml"}], seeds=[0])
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump({"trainer": {"max_epochs": 7}}))
+    usual, other = expand_runs(load_study(study))
+    assert (usual.config, usual.max_epochs) == (tmp_path / "base.yaml", 2)
+    assert (other.config, other.max_epochs) == (tmp_path / "other.yaml", 7)
+    before = other.fingerprint
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump({"trainer": {"max_epochs": 8}}))
+    again = expand_runs(load_study(study))
+    assert again[0].fingerprint == usual.fingerprint
+    assert again[1].fingerprint != before

@@ -48,6 +48,20 @@ def test_the_report_by_value(write_study, run_study, tmp_path, capsys):
         assert str(place) in shown
 
 
+def test_a_study_of_loss_prefers_the_lowest(write_study, run_study, tmp_path):
+    arms = [SGD | {"name": "a"}, SGD | {"learning_rate": [0.1, 0.2]}]
+    run_study(write_study(arms=arms, seeds=[0], score="loss", measures=["distance", "absent"]))
+    report = (tmp_path / "out/report.md").read_text()
+    # --- Hand calculation --- the fake's loss is 4, then 2 + rate; its distance 3 * rate
+    assert cells(section(report, "Outcome"), "sgd-lr0.1")[-1] == "4.000 → 2.100"
+    difference = section(report, "Difference in final validation loss from a")
+    assert cells(difference, "sgd-lr0.1") == ["sgd-lr0.1", "1", "+0.090"]
+    assert "| 0.1 | 1 | 2.100 | 0.400 | **best** |" in report
+    measured = section(report, "Measures at the end")
+    assert cells(measured, "sgd-lr0.2") == ["sgd-lr0.2", "0.6", "n/a"]
+    assert (tmp_path / "out/plots/loss.png").is_file()
+
+
 def test_one_seed_shows_no_interval_and_says_so(write_study, run_study, tmp_path):
     run_study(write_study(seeds=[4]))
     report = (tmp_path / "out/report.md").read_text()
@@ -67,7 +81,7 @@ def test_a_sweep_has_its_table_with_the_best_rate(write_study, run_study, tmp_pa
         "| 0.1 | 1 | 60.0 | 0.400 |  |",
         "| 0.2 | 1 | 70.0 | 0.400 | **best** |",
     ]
-    assert "Best: highest mean final accuracy; ties: higher mean reward" in table
+    assert "Best: best mean final accuracy (highest); ties: higher mean reward" in table
     assert cells(section(report, "Outcome"), "wild")[4:] == [
         "0 of 1 (1 diverged)",
         "n/a → n/a",

@@ -41,8 +41,14 @@ NO_CRITIC = (
 
 
 @pytest.fixture
-def run(write_study):
-    (run,) = expand_runs(load_study(write_study(arms=[SGD], seeds=[1])))
+def study(write_study):
+    measures = ["update/within_1e-5", "memory/none"]
+    return load_study(write_study(arms=[SGD], seeds=[1], measures=measures))
+
+
+@pytest.fixture
+def run(study):
+    (run,) = expand_runs(study)
     run.folder.mkdir(parents=True)
     return run
 
@@ -51,9 +57,9 @@ def outcome(status: str, exit_status: int = 0) -> Outcome:
     return Outcome(status=status, exit_status=exit_status, seconds=12.5, fingerprint="f")
 
 
-def test_the_record_of_a_run_by_value(run):
+def test_the_record_of_a_run_by_value(study, run):
     (run.folder / "metrics.csv").write_text(METRICS)
-    assert run_record(run, outcome("finished")) == {
+    assert run_record(study, run, outcome("finished")) == {
         "name": "sgd",
         "sweep": None,
         "optimizer": "torch.optim.SGD",
@@ -64,7 +70,7 @@ def test_the_record_of_a_run_by_value(run):
         "epochs": 3,
         "optimizer_steps": 6,
         "reward": {"first": 0.125, "last": 0.625},
-        "accuracy": {"base": 0.25, "final": 0.875},
+        "score": {"base": 0.25, "final": 0.875},
         "update": {
             "unchanged_fp32": 0.25,
             "unchanged_bf16": 0.625,
@@ -80,6 +86,7 @@ def test_the_record_of_a_run_by_value(run):
             "peak_rss_bytes": 1000000,
             "peak_device_bytes": None,
         },
+        "measures": {"update/within_1e-5": 0.5, "memory/none": None},
         "seconds": 12.5,
         "error": None,
     }
@@ -94,33 +101,32 @@ def test_series_count_epochs_trained_and_only_validation_knows_the_base(run):
     assert epoch_series(rows, "update/unchanged_fp32") == {1: 0.75, 2: 0.5, 3: 0.25}
 
 
-def test_a_critic_is_recorded_and_reported_beside_the_policy(run, write_study):
+def test_a_critic_is_recorded_and_reported_beside_the_policy(study, run):
     (run.folder / "metrics.csv").write_text(
         "epoch,step,update/unchanged_fp32,value_update/unchanged_fp32,value_update/unchanged_bf16\n"
         "0,1,0.75,0.5,0.625\n"
         "1,2,0.5,0.25,0.375\n"
     )
-    record = run_record(run, outcome("finished"))
+    record = run_record(study, run, outcome("finished"))
     assert record["value_update"]["unchanged_fp32"] == 0.25
     assert record["value_update"]["unchanged_bf16"] == 0.375
-    study = load_study(write_study(arms=[SGD], seeds=[1]))
     report = markdown_report(study_record(study, "rlsgd study", [record]), [])
     [policy] = [line for line in report.splitlines() if line.startswith("| sgd | fp32 |")]
     [critic] = [line for line in report.splitlines() if line.startswith("| sgd, critic | fp32 |")]
     assert "50.00" in policy and "25.00" in critic and "37.50" in critic
 
 
-def test_what_a_run_did_not_reach_is_null(run):
+def test_what_a_run_did_not_reach_is_null(study, run):
     (run.folder / "metrics.csv").write_text("epoch,step,val/accuracy,reward\n0,0,0.25,\n0,0,,inf\n")
-    record = run_record(run, outcome("diverged", 3))
-    assert record["accuracy"] == {"base": 0.25, "final": None}
+    record = run_record(study, run, outcome("diverged", 3))
+    assert record["score"] == {"base": 0.25, "final": None}
     assert record["reward"] == {"first": None, "last": None}
     assert (record["epochs"], record["optimizer_steps"], record["error"]) == (0, None, None)
 
 
-def test_a_failed_run_keeps_the_last_lines_of_its_log(run):
+def test_a_failed_run_keeps_the_last_lines_of_its_log(study, run):
     (run.folder / "log.txt").write_text("".join(f"line {i}\n" for i in range(20)))
-    error = run_record(run, outcome("failed", -9))["error"]
+    error = run_record(study, run, outcome("failed", -9))["error"]
     assert error.splitlines() == ["exit status -9", *(f"line {i}" for i in range(8, 20))]
 
 
@@ -138,6 +144,7 @@ def test_results_json_describes_the_study(write_study, run_study, tmp_path):
         "command": f"rlsgd study {path} --seeds 1",
         "question": "Which?",
         "learning_rates_chosen_by": "a coin",
+        "score": "accuracy",
         "versions": {
             "rlsgd": rlsgd.__version__,
             **{name: version(name) for name in ("torch", "lightning", "transformers")},
@@ -145,9 +152,10 @@ def test_results_json_describes_the_study(write_study, run_study, tmp_path):
         },
         "precision": ["fp32"],
         "seeds": [1],
+        "matched": None,
     }
     # --- Hand calculation --- the fake's final accuracy: 0.5 + 0.1 * seed + rate 0.01
-    assert [(run["name"], run["accuracy"]) for run in results["arms"]] == [
+    assert [(run["name"], run["score"]) for run in results["arms"]] == [
         ("adamw", {"base": 0.25, "final": 0.61}),
         ("sgd", {"base": 0.25, "final": 0.61}),
     ]

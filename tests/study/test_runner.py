@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rlsgd.study import runner
 from rlsgd.study.runner import DIVERGED_EXIT_STATUS
@@ -169,3 +170,26 @@ def test_the_command_loads_no_trainer_and_no_plotting_code():
     assert "'jsonargparse'" in loaded
     for module in ("torch", "lightning", "transformers", "matplotlib"):
         assert f"'{module}'" not in loaded
+
+
+def test_a_run_that_follows_another_waits_for_it_and_knows_its_folder(
+    write_study, run_study, trace, tmp_path
+):
+    follower = SGD | {
+        "name": "second",
+        "after": "first",
+        "overrides": {"data.init_args.start": "{after}/export-of-{seed}"},
+    }
+    arms = [SGD | {"name": "first"}, follower, SGD | {"name": "free"}]
+    assert run_study(write_study(arms=arms, seeds=[4], jobs=2)) == 0
+    started = [line.split()[0] for line in trace.read_text().splitlines()]
+    assert set(started[:2]) == {"first", "free"} and started[2] == "second"
+    overlay = yaml.safe_load((tmp_path / "out/second/seed-4/overlay.yaml").read_text())
+    assert overlay["data"]["init_args"]["start"] == f"{tmp_path}/out/first/seed-4/export-of-4"
+
+
+def test_a_run_that_follows_a_changed_one_runs_again(write_study, run_study, trace):
+    arms = [SGD | {"name": "first"}, SGD | {"name": "second", "after": "first"}]
+    run_study(write_study(arms=arms, seeds=[0]))
+    run_study(write_study(arms=[arms[0] | {"learning_rate": 0.2}, arms[1]], seeds=[0]))
+    assert len(trace.read_text().splitlines()) == 4

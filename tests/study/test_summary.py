@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from rlsgd.study.scores import SCORES
 from rlsgd.study.summary import (
     T_QUANTILES,
     best_rate,
@@ -21,7 +22,7 @@ def run(name, seed, accuracy, *, reward=0.5, rate=0.1, sweep=None, status="finis
         "seed": seed,
         "status": status,
         "reward": {"first": 0.0, "last": reward},
-        "accuracy": {"base": 0.0, "final": accuracy},
+        "score": {"base": 0.0, "final": accuracy},
     }
 
 
@@ -60,12 +61,12 @@ def test_the_quantiles_leave_a_fortieth_above_them(freedom):
 
 def test_means_leave_out_what_did_not_finish():
     (arm,) = summarise([run("a", 0, 0.5), run("a", 1, 0.7), run("a", 2, 0.0, status="diverged")])
-    assert arm.mean("accuracy", "final") == pytest.approx(0.6)
+    assert arm.mean("score", "final") == pytest.approx(0.6)
 
 
 def test_a_number_that_one_seed_lacks_has_no_mean():
     (arm,) = summarise([run("a", 0, 0.5), run("a", 1, None)])
-    assert arm.estimate("accuracy", "final") is None
+    assert arm.estimate("score", "final") is None
 
 
 def test_differences_are_paired_by_seed():
@@ -108,8 +109,14 @@ def test_the_best_rate(rates, best):
         for rate, endings in rates.items()
         for seed, ending in enumerate(endings)
     ]
-    (found,) = [best_rate(arms) for arms in sweeps(summarise(runs)).values()]
+    (found,) = [best_rate(arms, SCORES["accuracy"]) for arms in sweeps(summarise(runs)).values()]
     assert (found and found["learning_rate"]) == best
+
+
+def test_the_best_rate_of_a_loss_is_the_lowest():
+    arms = summarise([run("a", 0, 3.0, rate=1, sweep="x"), run("b", 0, 2.0, rate=2, sweep="x")])
+    best = best_rate(sweeps(arms)["x"], SCORES["loss"])
+    assert best is not None and best["name"] == "b"
 
 
 def test_a_sweep_is_represented_by_its_best_rate_in_the_order_of_the_file():
@@ -120,4 +127,7 @@ def test_a_sweep_is_represented_by_its_best_rate_in_the_order_of_the_file():
             run("adamw", 0, 0.6),
         ]
     )
-    assert [arm["name"] for arm in representatives(arms)] == ["sgd-lr2", "adamw"]
+    assert [arm["name"] for arm in representatives(arms, SCORES["accuracy"])] == [
+        "sgd-lr2",
+        "adamw",
+    ]
