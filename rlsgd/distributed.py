@@ -12,6 +12,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 
+def process_number() -> tuple[int, int]:
+    """This process's number and how many there are; (0, 1) without a process group."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
 def global_sum(value: Tensor) -> Tensor:
     """Sum over all ranks."""
     if dist.is_available() and dist.is_initialized():
@@ -48,5 +55,16 @@ def full_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     A sharded parameter is gathered when its turn comes, so every rank must walk the iterator.
     """
     for name, parameter in module.named_parameters(remove_duplicate=True):
-        value = parameter.detach()
-        yield name, value.full_tensor() if isinstance(value, DTensor) else value
+        yield name, whole(parameter)
+
+
+@torch.no_grad()
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor's values without gradient; a sharded one is gathered, so every rank must call."""
+    value = tensor.detach()
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def local_shard(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor, sharing its storage; all of a tensor that is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -24,6 +24,12 @@ class OptimizerContainer(Optimizer):
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         self.optimizers = list(optimizers)
+        for inner in self.optimizers:
+            if hasattr(inner, "measure_norm"):  # it steps inside the closure
+                raise ValueError(
+                    f"--model.optimizer {type(inner).__name__}: it steps inside the backward pass, "
+                    "so it cannot be one of several optimizers; choose another"
+                )
         super().__init__([group for inner in self.optimizers for group in inner.param_groups], {})
 
     @property
