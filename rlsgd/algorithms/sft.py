@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
+from rlsgd.algorithms.cross_entropy import check_document_isolation, cross_entropy_loss
 from rlsgd.algorithms.verifiable import VerifiableModule
-from rlsgd.distributed import global_sum
-from rlsgd.functional.masked import aggregate, aggregation_count
-from rlsgd.models import completion_logprobs
 from rlsgd.types import Rollouts
 
 
 class SFT(VerifiableModule):
-    """Cross-entropy of the completion tokens, averaged over all of them on all ranks.
+    """Cross-entropy of the answers' tokens, the mean over all of those of an optimizer step.
 
-    A batch's denominator is its own token count, so accumulated batches weigh the same whatever
-    their lengths; `--trainer.accumulate_grad_batches 1` gives a pure token mean.
+    The mean is over all ranks and all batches that are accumulated, so neither how a batch is
+    split nor `--data.packing` changes the loss.
     """
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if data is not None and data.packing:
+            check_document_isolation(self.policy, flag="--data.packing true")
+
     def training_step(self, batch: Rollouts, batch_idx: int) -> Tensor:
-        logprobs, _ = completion_logprobs(self.policy, batch, temperature=1.0)
-        denominator = global_sum(aggregation_count(batch.completion_mask, "token-mean"))
-        loss = aggregate(
-            -logprobs, batch.completion_mask, mode="token-mean", denominator=denominator
-        )
-        loss = loss * self.trainer.world_size  # the strategy averages over ranks
-        self.require_finite_loss(loss)
-        self.log("loss", loss, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True)
-        return loss
+        return cross_entropy_loss(self, batch)

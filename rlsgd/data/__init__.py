@@ -1,7 +1,17 @@
-"""Tasks, and the DataModules that turn them into prompts and batches."""
+"""Tasks and texts, and the DataModules that turn them into prompts and batches."""
 
+from rlsgd.data.base import TokenizedDataModule
 from rlsgd.data.prompts import PromptDataModule
 from rlsgd.data.solutions import SolutionDataModule
 from rlsgd.data.tasks import DatasetTask, ReasoningGym, Task
+from rlsgd.data.text import TextDataModule
 
-__all__ = ["DatasetTask", "PromptDataModule", "ReasoningGym", "SolutionDataModule", "Task"]
+__all__ = [
+    "DatasetTask",
+    "PromptDataModule",
+    "ReasoningGym",
+    "SolutionDataModule",
+    "Task",
+    "TextDataModule",
+    "TokenizedDataModule",
+]

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
-from itertools import pairwise
 from typing import ClassVar, Literal
 
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, DistributedSampler
-from transformers import PreTrainedTokenizerBase
+from torch.utils.data import DataLoader
 
+from rlsgd.data.base import TokenizedDataModule, batches_of_rank, evaluation_loader
 from rlsgd.data.rendering import PromptRenderer
 from rlsgd.data.tasks.base import Task
 from rlsgd.distributed import derived_seed
-from rlsgd.models import load_tokenizer
 from rlsgd.problems import Problem, Prompt
 from rlsgd.rewards.base import Reward
 from rlsgd.rewards.scorer import Scorer
 from rlsgd.rollout.loader import ExperienceLoader
 
 
-class PromptDataModule(LightningDataModule):
+class PromptDataModule(TokenizedDataModule):
     """Prompts for training, validation and test, and the reward for their completions.
 
     Args:
@@ -67,9 +63,8 @@ class PromptDataModule(LightningDataModule):
         val_batch_size: int = 64,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(tokenizer, seed)
         self.task = task
-        self.tokenizer_path = tokenizer
         self.prompts_per_epoch = prompts_per_epoch
         self.group_size = group_size
         self.reward = reward
@@ -81,14 +76,8 @@ class PromptDataModule(LightningDataModule):
         self.max_prompt_tokens = max_prompt_tokens
         self.val_problems = val_problems
         self.val_batch_size = val_batch_size
-        self.seed = seed
         self.scorer: Scorer | None = None
         self._held_out: dict[str, list[Prompt]] = {}
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of `tokenizer_path`."""
-        return load_tokenizer(self.tokenizer_path)
 
     @cached_property
     def renderer(self) -> PromptRenderer:
@@ -100,16 +89,6 @@ class PromptDataModule(LightningDataModule):
             prompt_suffix=self.prompt_suffix,
             max_prompt_tokens=self.max_prompt_tokens,
         )
-
-    @property
-    def rank(self) -> int:
-        """This process's number; 0 without a trainer."""
-        return self.trainer.global_rank if self.trainer else 0
-
-    @property
-    def world_size(self) -> int:
-        """The number of processes; 1 without a trainer."""
-        return self.trainer.world_size if self.trainer else 1
 
     def prepare_data(self) -> None:
         self.task.prepare()
@@ -206,14 +185,10 @@ class PromptDataModule(LightningDataModule):
         if not prompts:
             return []
         batches = batches_of_rank(prompts, self.val_batch_size, self.rank, self.world_size)
-        # Lightning shards every loader whose sampler is not distributed; ours is sharded already.
-        sampler = DistributedSampler(batches, num_replicas=1, rank=0, shuffle=False)  # pyright: ignore[reportArgumentType]
-        return DataLoader(batches, batch_size=None, sampler=sampler, collate_fn=_unchanged)  # pyright: ignore[reportArgumentType]
+        return evaluation_loader(batches)
 
     def _check_flags(self, stage: str) -> None:
-        for flag in self.positive_flags:
-            if getattr(self, flag) < 1:
-                raise ValueError(f"--data.{flag} must be at least 1; got {getattr(self, flag)}")
+        self._check_positive()
         if self.val_problems < 0:
             raise ValueError(f"--data.val_problems must not be negative; got {self.val_problems}")
         if stage in ("test", "predict") and self.val_problems == 0:
@@ -221,34 +196,3 @@ class PromptDataModule(LightningDataModule):
 
     def _check_first_epoch(self) -> None:
         self.prompts(0, rank=self.rank, world_size=self.world_size)
-
-    def _share(self, count: int, world_size: int, *, flag: str) -> int:
-        if count % world_size:
-            raise ValueError(
-                f"--data.{flag} {count} cannot be divided among {world_size} ranks; make it a "
-                f"multiple of {world_size}"
-            )
-        return count // world_size
-
-
-def batches_of_rank(
-    prompts: list[Prompt], batch_size: int, rank: int, world_size: int
-) -> list[list[Prompt]]:
-    """This rank's share in batches: every prompt on one rank only, every rank as many batches.
-
-    Sampling with a sharded policy needs all ranks in every batch, so a rank with one prompt less
-    has a smaller batch, not fewer batches, and none is empty: where `batch_size` is 1, a rank may
-    have one batch of 2 instead.
-    """
-    shares = _even_parts(prompts, world_size)
-    smallest, largest = min(map(len, shares)), max(map(len, shares))
-    return _even_parts(shares[rank], min(math.ceil(largest / batch_size), smallest))
-
-
-def _even_parts(prompts: list[Prompt], number: int) -> list[list[Prompt]]:
-    edges = [len(prompts) * part // number for part in range(number + 1)]
-    return [prompts[start:end] for start, end in pairwise(edges)]
-
-
-def _unchanged(batch: list[Prompt]) -> list[Prompt]:
-    return batch

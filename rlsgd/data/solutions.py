@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from rlsgd.data.base import SupervisedLoader, check_accumulation
+from rlsgd.data.packing import Document, batch_of_rows, first_fit
 from rlsgd.data.prompts import PromptDataModule
 from rlsgd.data.tasks.base import Task
 from rlsgd.problems import Problem
@@ -25,9 +28,17 @@ class SolutionDataModule(PromptDataModule):
         batches_per_epoch: batches of one epoch.
         batch_size: solutions of one batch, over all ranks together.
         answer_prefix: put before every answer, such as a space or `<answer>`.
+        packing: put several solutions in one row instead of padding each to the longest. Each sees
+            itself alone, and the loss is the same.
+        packed_row_tokens: most tokens of a row with more than one solution.
     """
 
-    positive_flags = ("batches_per_epoch", "batch_size", *PromptDataModule.positive_flags)
+    positive_flags = (
+        "batches_per_epoch",
+        "batch_size",
+        "packed_row_tokens",
+        *PromptDataModule.positive_flags,
+    )
 
     def __init__(
         self,
@@ -36,6 +47,8 @@ class SolutionDataModule(PromptDataModule):
         batches_per_epoch: int = 4,
         batch_size: int = 32,
         answer_prefix: str = "",
+        packing: bool = False,
+        packed_row_tokens: int = 1024,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -47,41 +60,52 @@ class SolutionDataModule(PromptDataModule):
         self.batches_per_epoch = batches_per_epoch
         self.batch_size = batch_size
         self.answer_prefix = answer_prefix
+        self.packing = packing
+        self.packed_row_tokens = packed_row_tokens
 
-    def batches(self, epoch: int, *, rank: int = 0, world_size: int = 1) -> Iterator[Rollouts]:
-        """This rank's contiguous share of every batch of the epoch, a function of (seed, epoch)."""
+    def batches(
+        self, epoch: int, *, rank: int = 0, world_size: int = 1, accumulate: int = 1
+    ) -> Iterator[Rollouts]:
+        """This rank's contiguous share of every batch of the epoch, a function of (seed, epoch).
+
+        The denominator of `accumulate` batches is the number of their answers' tokens on all ranks.
+        """
+        check_accumulation(self.batches_per_epoch, accumulate)
         share = self._share(self.batch_size, world_size, flag="batch_size")
-        count = self.prompts_per_epoch
+        count, step = self.prompts_per_epoch, self.batch_size * accumulate
         problems = self.task.train_problems(seed=self.seed, epoch=epoch, count=count)
-        for start in range(rank * share, count, self.batch_size):
-            yield self._collate(problems[start : start + share])
+        for first in range(0, count, step):
+            answers = [self._answer_ids(problem) for problem in problems[first : first + step]]
+            denominator = torch.tensor(sum(map(len, answers)))
+            for start in range(rank * share, step, self.batch_size):
+                part = slice(start, start + share)
+                batch = self._collate(problems[first : first + step][part], answers[part])
+                yield replace(batch, denominator=denominator, num_tokens=denominator)
 
-    def train_dataloader(self) -> SolutionLoader:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return SolutionLoader(self)
+    def train_dataloader(self) -> SupervisedLoader:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return SupervisedLoader(self)
 
     def _check_first_epoch(self) -> None:
-        for _ in self.batches(0, rank=self.rank, world_size=self.world_size):
+        size = {"rank": self.rank, "world_size": self.world_size, "accumulate": self.accumulate}
+        for _ in self.batches(0, **size):
             pass
 
-    def _collate(self, problems: list[Problem]) -> Rollouts:
+    def _collate(self, problems: list[Problem], answers: list[list[int]]) -> Rollouts:
         prompts = self._render(problems)
-        answers = [self._answer_ids(problem) for problem in problems]
-        lengths = [len(p.token_ids) + len(a) for p, a in zip(prompts, answers, strict=True)]
-        shape = (len(prompts), max(lengths))
+        documents = [
+            Document(prompt.token_ids + answer, len(answer))
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
         pad = self.tokenizer.pad_token_id
-        input_ids = torch.full(shape, self._eos if pad is None else int(pad))  # pyright: ignore[reportArgumentType]
-        attention_mask = torch.zeros(shape, dtype=torch.bool)
-        completion_mask = torch.zeros(shape, dtype=torch.bool)
-        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-            length = lengths[row]
-            input_ids[row, :length] = torch.tensor(prompt.token_ids + answer)
-            attention_mask[row, :length] = True
-            completion_mask[row, len(prompt.token_ids) : length] = True
-        return Rollouts(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            completion_mask=completion_mask,
-            truncated=torch.zeros(len(prompts), dtype=torch.bool),
+        pad_token_id = self._eos if pad is None else int(pad)  # pyright: ignore[reportArgumentType]
+        if self.packing:
+            lengths = [len(document.token_ids) for document in documents]
+            places = first_fit(lengths, self.packed_row_tokens)
+            rows = [[documents[i] for i in row] for row in places]
+            return batch_of_rows(rows, pad_token_id=pad_token_id, packed=True)
+        rows = [[document] for document in documents]
+        return replace(
+            batch_of_rows(rows, pad_token_id=pad_token_id, packed=False),
             prompts=prompts,
             completions=[self.answer_prefix + problem.answer for problem in problems],
         )
@@ -104,22 +128,3 @@ class SolutionDataModule(PromptDataModule):
             )
         text = self.answer_prefix + problem.answer
         return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self._eos]  # pyright: ignore
-
-
-class SolutionLoader:
-    """Sized iterable over this rank's batches of the trainer's present epoch.
-
-    It has a length so that Lightning does not fetch a batch ahead of the epoch's end.
-    """
-
-    def __init__(self, data: SolutionDataModule) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return self.data.batches_per_epoch
-
-    def __iter__(self) -> Iterator[Rollouts]:
-        data = self.data
-        assert data.trainer is not None
-        epoch = data.trainer.current_epoch
-        return data.batches(epoch, rank=data.rank, world_size=data.world_size)

@@ -13,17 +13,20 @@ from rlsgd.models import EMBEDDED
 RATE = 0.5
 
 
-@pytest.fixture
-def data():
+def make_data(**options):
     task = ReasoningGym(
         "basic_arithmetic", {"operators": ["+"], "max_terms": 2, "max_digits": 2}, "whole", 0.15
     )
-    return SolutionDataModule(
-        task, "embedded", batches_per_epoch=1, batch_size=6, val_problems=0, seed=3
-    )
+    sizes = {"batches_per_epoch": 1, "batch_size": 6, "val_problems": 0, "seed": 3}
+    return SolutionDataModule(task, "embedded", **{**sizes, **options})
 
 
-def trained(data, tmp_path, clip=None):
+@pytest.fixture
+def data():
+    return make_data()
+
+
+def trained(data, tmp_path, clip=None, accumulate=1):
     module = SFT(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=RATE))
     trainer = Trainer(
         accelerator="cpu",
@@ -34,6 +37,7 @@ def trained(data, tmp_path, clip=None):
         enable_model_summary=False,
         default_root_dir=tmp_path,
         gradient_clip_val=clip,
+        accumulate_grad_batches=accumulate,
     )
     trainer.fit(module, datamodule=data)
     return module, trainer
@@ -72,3 +76,51 @@ def test_clipping_is_logged_with_the_norm_before_it(data, tmp_path):
     assert trainer.callback_metrics["learning_rate"] == RATE
     _, trainer = trained(data, tmp_path, clip=float(norm) * 2)
     assert trainer.callback_metrics["grad_clipped_fraction"] == 0
+
+
+def assert_same_step(one, other):
+    """The same loss and the same trained weights; float32 sums come in another order."""
+    (module, trainer), (reference, reference_trainer) = one, other
+    assert trainer.global_step == reference_trainer.global_step == 1
+    loss = reference_trainer.callback_metrics["loss"]
+    torch.testing.assert_close(trainer.callback_metrics["loss"], loss, rtol=1e-6, atol=0)
+    weights = dict(reference.policy.named_parameters())
+    for name, weight in module.policy.named_parameters():
+        torch.testing.assert_close(weight, weights[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_packing_changes_neither_loss_nor_step(data, tmp_path):
+    packed = make_data(packing=True, packed_row_tokens=32)
+    [batch], [padded] = packed.batches(0), data.batches(0)
+    assert 1 < len(batch) < len(padded) == 6, "or nothing is packed"
+    assert_same_step(trained(packed, tmp_path), trained(data, tmp_path))
+
+
+def test_accumulated_batches_are_one_mean_over_all_their_tokens(tmp_path):
+    split = make_data(seed=9, batch_size=2, batches_per_epoch=3)
+    counts = {int(batch.completion_mask.sum()) for batch in split.batches(0)}
+    assert len(counts) > 1, "or a mean of means would be the same"
+    assert_same_step(trained(split, tmp_path, accumulate=3), trained(make_data(seed=9), tmp_path))
+
+
+def test_an_epoch_cannot_end_in_the_middle_of_a_step(tmp_path):
+    with pytest.raises(ValueError, match=r"--trainer.accumulate_grad_batches 2 does not divide"):
+        trained(make_data(batches_per_epoch=3), tmp_path, accumulate=2)
+
+
+def test_a_model_that_mixes_documents_cannot_be_trained_on_packed_rows(tmp_path):
+    module = SFT()
+    module.policy = AutoModelForCausalLM.from_pretrained(EMBEDDED)
+    forward = module.policy.forward
+    module.policy.forward = lambda *args, position_ids=None, **options: forward(*args, **options)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    with pytest.raises(ValueError, match=r"--data.packing true: in LlamaForCausalLM a document"):
+        trainer.fit(module, datamodule=make_data(packing=True))

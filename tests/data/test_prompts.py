@@ -6,7 +6,7 @@ from broken_reward import Sulking
 from lightning.pytorch import LightningModule, Trainer
 
 from rlsgd.data import PromptDataModule
-from rlsgd.data.prompts import batches_of_rank
+from rlsgd.data.base import batches_of_rank
 from rlsgd.problems import Problem
 from rlsgd.rewards import ExactAnswer
 

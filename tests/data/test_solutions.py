@@ -49,7 +49,9 @@ def test_padding_is_on_the_right_and_is_not_the_real_eos(ragged, plain_tokenizer
 
 def test_loader_is_sized_and_follows_the_epoch_of_the_trainer(counting, plain_tokenizer):
     data = module(counting(), plain_tokenizer)
-    data.trainer = SimpleNamespace(global_rank=0, world_size=1, current_epoch=3)
+    data.trainer = SimpleNamespace(
+        global_rank=0, world_size=1, current_epoch=3, accumulate_grad_batches=1
+    )
     loader = data.train_dataloader()
     assert len(loader) == 2
     questions = [[prompt.text for prompt in batch.prompts] for batch in loader]
@@ -92,3 +94,42 @@ def test_tokenizer_without_eos_is_an_error(counting, plain_tokenizer, monkeypatc
     data.tokenizer.eos_token = None
     with pytest.raises(ValueError, match=r"--data.tokenizer: it has no end-of-sequence token"):
         data.setup("fit")
+
+
+def test_packed_rows_hold_every_solution_once(ragged, plain_tokenizer):
+    data = SolutionDataModule(
+        ragged(),
+        plain_tokenizer,
+        batches_per_epoch=1,
+        batch_size=4,
+        packing=True,
+        packed_row_tokens=12,
+    )
+    vocabulary = data.tokenizer.get_vocab()
+    x, y, z, zero = (vocabulary[c] for c in "xyz0")
+    [batch] = data.batches(0)
+    # six tokens each of the first three, four of the last; longest first, two to a row
+    assert batch.input_ids.tolist() == [
+        [BOS, x, y, y, y, EOS, BOS, x, x, y, y, EOS],
+        [BOS, x, x, x, y, EOS, BOS, zero, z, EOS, EOS, EOS],
+    ]
+    assert batch.position_ids.tolist() == [
+        [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5],
+        [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 0, 1],
+    ]
+    assert batch.completion_mask.long().tolist() == [
+        [0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1],
+        [0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0],
+    ]
+    assert int(batch.denominator) == int(batch.completion_mask.sum()) == 11
+
+
+def test_ranks_and_accumulation_share_one_denominator(ragged, plain_tokenizer):
+    data = SolutionDataModule(ragged(), plain_tokenizer, batches_per_epoch=2, batch_size=2)
+    counts = [int(batch.completion_mask.sum()) for batch in data.batches(0)]
+    assert counts == [7, 4]
+    for rank in range(2):
+        alone = data.batches(0, rank=rank, world_size=2)
+        assert [int(batch.denominator) for batch in alone] == counts
+        together = data.batches(0, rank=rank, world_size=2, accumulate=2)
+        assert [int(batch.denominator) for batch in together] == [11, 11]

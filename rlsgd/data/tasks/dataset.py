@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlsgd.data.passes import rows_of_epoch
 from rlsgd.data.tasks.base import Task, check_fraction, question_hash
-from rlsgd.distributed import derived_seed
 from rlsgd.problems import Problem
 
 if TYPE_CHECKING:
@@ -86,11 +85,7 @@ class DatasetTask(Task):
 
     def train_problems(self, *, seed: int, epoch: int, count: int) -> list[Problem]:
         rows = self._splits.train
-        places = range(epoch * count, (epoch + 1) * count)
-        return [
-            rows[_permutation(len(rows), seed, place // len(rows))[place % len(rows)]]
-            for place in places
-        ]
+        return [rows[i] for i in rows_of_epoch(len(rows), seed=seed, epoch=epoch, count=count)]
 
     def validation_problems(self, count: int) -> list[Problem]:
         return self._held_out("validation", self._splits.validation, count)
@@ -171,14 +166,6 @@ class DatasetTask(Task):
             metadata["messages"] = [{k: turn[k] for k in ("role", "content")} for turn in question]
             question = "\n\n".join(str(turn["content"]) for turn in question)
         return Problem(str(question), str(answer), metadata)
-
-
-@lru_cache(maxsize=8)
-def _permutation(size: int, seed: int, number: int) -> list[int]:
-    """The order of the rows in pass `number` over the data."""
-    order = list(range(size))
-    random.Random(derived_seed("pass", seed, number)).shuffle(order)
-    return order
 
 
 def _without(rows: list[Problem], excluded: list[Problem]) -> list[Problem]:

