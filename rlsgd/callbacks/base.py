@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,30 +12,6 @@ from torch import Tensor, nn
 
 from rlsgd.checkpoints import LazyTensors, starting_weights
 from rlsgd.distributed import full_parameters
-
-KINDS = {
-    "embedding": r"embed|wte|wpe",
-    "attention_q": r"q_proj",
-    "attention_k": r"k_proj",
-    "attention_v": r"\bv_proj",  # not qkv_proj
-    "attention_o": r"o_proj|attn\.c_proj|attention\.dense|out_proj",
-    "attention_qkv": r"c_attn|qkv|query_key_value",
-    "mlp": r"mlp|gate_proj|up_proj|down_proj|\bfc\d",
-    "head": r"lm_head|^head\b",
-}
-
-
-def kind_of(name: str) -> str:
-    """Kind of a parameter by its name: embedding, attention_q/k/v/o/qkv, mlp, norm, head, other."""
-    if re.search(r"norm|\bln_", name):
-        return "norm"
-    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name)), "other")
-
-
-def layer_of(name: str) -> int | None:
-    """Index of the decoder layer a parameter belongs to, if it belongs to one."""
-    found = re.search(r"\b(?:layers|h|blocks)\.(\d+)\.", name)
-    return int(found[1]) if found else None
 
 
 def log_metrics(trainer: Trainer, metrics: dict[str, float]) -> None:
@@ -83,19 +58,14 @@ class EveryNEpochs(Callback):
         return epochs % self.every_n_epochs == 0 or epochs == trainer.max_epochs
 
 
-class UpdateCallback(EveryNEpochs):
-    """Compares each parameter with its starting value, read from disk one tensor at a time.
-
-    Checkpoints remember the folder of the starting weights, because a resumed run may have another.
+class ModelCallback(EveryNEpochs):
+    """Looks at one of the module's models.
 
     Args:
         every_n_epochs: cadence; the last epoch is always measured.
         model: the module's attribute that is measured. The policy's metrics and files have their
             plain names, those of another model its name in front: `value_update/...`.
     """
-
-    initial: LazyTensors
-    snapshot: Path | None = None
 
     def __init__(self, every_n_epochs: int = 1, model: str = "policy") -> None:
         super().__init__(every_n_epochs)
@@ -107,7 +77,7 @@ class UpdateCallback(EveryNEpochs):
         return self._generate_state_key(model=self.model)
 
     def measured(self, pl_module: LightningModule) -> nn.Module:
-        """The model whose update this callback looks at."""
+        """The model this callback looks at."""
         model = getattr(pl_module, self.model, None)
         if not isinstance(model, nn.Module):
             raise ValueError(
@@ -116,6 +86,20 @@ class UpdateCallback(EveryNEpochs):
                 "the callback"
             )
         return model
+
+
+class UpdateCallback(ModelCallback):
+    """Compares each parameter with its starting value, read from disk one tensor at a time.
+
+    Checkpoints remember the folder of the starting weights, because a resumed run may have another.
+
+    Args:
+        every_n_epochs: cadence; the last epoch is always measured.
+        model: the module's attribute that is measured, see `ModelCallback`.
+    """
+
+    initial: LazyTensors
+    snapshot: Path | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"starting_weights": str(self.snapshot.absolute()) if self.snapshot else None}

@@ -6,10 +6,13 @@ from collections import defaultdict
 from statistics import fmean
 
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 
-from rlsgd.callbacks.base import UpdateCallback, append_jsonl, kind_of, log_metrics
+from rlsgd.callbacks.base import UpdateCallback, append_jsonl, log_metrics
 from rlsgd.callbacks.heatmap import log_heatmap
+from rlsgd.distributed import gathered, process_number
 from rlsgd.functional.updates import effective_rank, squared_spectrum, stable_rank
+from rlsgd.layer_kinds import kind_of
 from rlsgd.types import DivergedError
 
 
@@ -66,22 +69,33 @@ class EffectiveRank(UpdateCallback):
             log_heatmap(trainer, tag, percents, (0.0, 100.0))
 
     def ranks(self, pl_module: LightningModule) -> dict[str, dict[str, float]]:
-        """Effective rank, percent and stable rank of each 2-D parameter's update."""
-        ranks = {}
-        for name, weight, initial in self.tensors(pl_module, self.initial):
-            if weight.ndim != 2:
-                continue
-            update = weight - initial
-            if not update.isfinite().all():
-                raise DivergedError(
-                    f"{name} is no longer finite after optimizer step {pl_module.global_step}. "
-                    "Lower --model.optimizer.init_args.lr or set --trainer.gradient_clip_val"
-                )
-            spectrum = squared_spectrum(update)
-            rank = effective_rank(spectrum, energy=self.energy)
-            ranks[name] = {
-                "effective_rank": rank,
-                "effective_rank_percent": 100 * rank / min(weight.shape),
-                "stable_rank": float(stable_rank(spectrum)),
-            }
+        """Effective rank, percent and stable rank of each 2-D parameter's update.
+
+        Every process holds each matrix when its turn comes and computes the spectrum of every n-th.
+        """
+        process, processes = process_number()
+        own = []
+        matrices = (t for t in self.tensors(pl_module, self.initial) if t[1].ndim == 2)
+        for index, (name, weight, initial) in enumerate(matrices):
+            if index % processes == process:
+                own.append((index, name, self.rank_of(weight - initial)))
+        ranks = {name: rank for _, name, rank in sorted(gathered(own), key=lambda item: item[0])}
+        broken = next((name for name, rank in ranks.items() if rank is None), None)
+        if broken is not None:
+            raise DivergedError(
+                f"{broken} is no longer finite after optimizer step {pl_module.global_step}. "
+                "Lower --model.optimizer.init_args.lr or set --trainer.gradient_clip_val"
+            )
         return ranks
+
+    def rank_of(self, update: Tensor) -> dict[str, float] | None:
+        """The three numbers of one update [m, n]; none if it is not finite."""
+        if not update.isfinite().all():
+            return None
+        spectrum = squared_spectrum(update)
+        rank = effective_rank(spectrum, energy=self.energy)
+        return {
+            "effective_rank": rank,
+            "effective_rank_percent": 100 * rank / min(update.shape),
+            "stable_rank": float(stable_rank(spectrum)),
+        }

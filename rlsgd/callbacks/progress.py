@@ -13,6 +13,7 @@ SHOWN = {
     "reward": "reward",
     "loss": "loss",
     "val/accuracy": "val accuracy",
+    "val/loss": "val loss",
     "completions/mean_length": "length",
     "grad_norm": "grad norm",
 }

@@ -1,28 +1,23 @@
-"""Update sparsity: which share of the weights has not changed, by which measure, and where."""
+"""Update sparsity: which share of the weights has not changed, by which measure, and where.
+
+The displacement ||w - w0|| stands beside it: a small enough update is sparse by any tolerance.
+"""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from rlsgd.callbacks.base import (
-    UpdateCallback,
-    append_jsonl,
-    kind_of,
-    layer_of,
-    log_metrics,
-    run_folder,
-)
+from rlsgd.callbacks.base import UpdateCallback, append_jsonl, log_metrics
 from rlsgd.callbacks.heatmap import log_heatmap
-from rlsgd.checkpoints import LazyTensors, write_tensors
+from rlsgd.callbacks.scratch import Scratch
+from rlsgd.checkpoints import LazyTensors
 from rlsgd.distributed import full_parameters
 from rlsgd.functional.updates import SparsityCounts, count_unchanged
+from rlsgd.layer_kinds import kind_of, layer_of
 
 
 class UpdateSparsity(UpdateCallback):
@@ -30,9 +25,10 @@ class UpdateSparsity(UpdateCallback):
 
     Three measures, since the number means nothing without one: exactly equal in float32, equal
     after rounding both to bfloat16, and |weight - initial| <= tolerance for each tolerance
-    (arXiv:2602.07729 uses 1e-5). A tied weight counts once, a frozen one as unchanged. Logged as
-    `update/...` (whole model), `update_kind/...`, `update_step/...`, a heatmap of layers x kinds,
-    and in full, by layer and tensor, in `update_sparsity.jsonl`.
+    (arXiv:2602.07729 uses 1e-5). A tied weight counts once, a frozen one as unchanged. Beside them
+    `displacement` ||w - w0||_2 and `relative_displacement` ||w - w0||_2 / ||w0||_2, summed in
+    float64. Logged as `update/...` (whole model), `update_kind/...`, `update_step/...`, a heatmap
+    of layers x kinds, and in full, by layer and tensor, in `update_sparsity.jsonl`.
 
     Args:
         every_n_epochs: cadence; the last epoch is always measured.
@@ -58,18 +54,16 @@ class UpdateSparsity(UpdateCallback):
         self.per_step = per_step
         self.heatmap_every_n = heatmap_every_n
         self.measurements = 0
-        self.scratch: Path | None = None
+        self.scratch = Scratch()
         self.before_step: LazyTensors | None = None
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        # not right before the step: an optimizer may apply gradients during the backward pass
         if self.per_step and trainer.is_last_batch and self.is_due(trainer):
-            if self.scratch is None:
-                run_folder(trainer).mkdir(parents=True, exist_ok=True)
-                self.scratch = Path(tempfile.mkdtemp(prefix="scratch-", dir=run_folder(trainer)))
             weights = full_parameters(self.measured(pl_module))
-            self.before_step = write_tensors(weights, self.scratch)
+            self.before_step = self.scratch.write(trainer, weights)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.is_due(trainer):
@@ -79,14 +73,15 @@ class UpdateSparsity(UpdateCallback):
         total = sum(by_name.values(), SparsityCounts())
         by_kind = _grouped(by_name, kind_of)
         prefix = f"{self.prefix}update"
-        metrics = {f"{prefix}/{key}": value for key, value in total.fractions().items()}
+        metrics = {f"{prefix}/{key}": value for key, value in _measures(total).items()}
         for kind, counts in by_kind.items():
-            fractions = counts.fractions()
-            for key in ("unchanged_fp32", "unchanged_bf16"):
-                metrics[f"{prefix}_kind/{kind}/{key}"] = fractions[key]
+            measures = _measures(counts)
+            for key in ("unchanged_fp32", "unchanged_bf16", "relative_displacement"):
+                if key in measures:
+                    metrics[f"{prefix}_kind/{kind}/{key}"] = measures[key]
         if self.before_step is not None:
             step_total = sum(self.count(pl_module, self.before_step).values(), SparsityCounts())
-            metrics |= {f"{prefix}_step/{k}": v for k, v in step_total.fractions().items()}
+            metrics |= {f"{prefix}_step/{k}": v for k, v in _measures(step_total).items()}
             self.remove_scratch()
         log_metrics(trainer, metrics)
         layers = _grouped(by_name, lambda name: str(layer_of(name)))
@@ -97,10 +92,10 @@ class UpdateSparsity(UpdateCallback):
                 "epoch": trainer.current_epoch,
                 "global_step": trainer.global_step,
                 "dtype": str(next(self.measured(pl_module).parameters()).dtype),
-                "total": total.fractions(),
-                "kinds": {kind: counts.fractions() for kind, counts in by_kind.items()},
-                "layers": {layer: counts.fractions() for layer, counts in layers.items()},
-                "tensors": {name: counts.fractions() for name, counts in by_name.items()},
+                "total": _measures(total),
+                "kinds": {kind: _measures(counts) for kind, counts in by_kind.items()},
+                "layers": {layer: _measures(counts) for layer, counts in layers.items()},
+                "tensors": {name: _measures(counts) for name, counts in by_name.items()},
             },
         )
         last = trainer.current_epoch + 1 == trainer.max_epochs
@@ -119,16 +114,19 @@ class UpdateSparsity(UpdateCallback):
 
     def remove_scratch(self) -> None:
         """Delete the weights that were put on disk for the per-step measurement."""
-        if self.scratch is not None:
-            shutil.rmtree(self.scratch, ignore_errors=True)
-            self.scratch, self.before_step = None, None
+        self.scratch.remove()
+        self.before_step = None
 
     def count(self, pl_module: LightningModule, before: LazyTensors) -> dict[str, SparsityCounts]:
         """Counts for each parameter against the given earlier weights."""
         return {
-            name: count_unchanged(weight, initial, tolerances=self.tolerances)
+            name: count_unchanged(weight, initial, tolerances=self.tolerances).as_numbers()
             for name, weight, initial in self.tensors(pl_module, before)
         }
+
+
+def _measures(counts: SparsityCounts) -> dict[str, float]:
+    return counts.fractions() | counts.distances()
 
 
 def _grouped(by_name: dict[str, SparsityCounts], key) -> dict[str, SparsityCounts]:

@@ -95,3 +95,23 @@ def mismatch_metrics(log_ratio: Tensor) -> dict[str, Tensor]:
         "sampling/kl": (log_ratio.expm1() - log_ratio).mean(),
         "sampling/effective_sample_size": size,
     }
+
+
+def require_agreement(log_ratio: Tensor, tolerance: float) -> None:
+    """Refuse a sampler that seems to serve other weights than the trainer's.
+
+    Args:
+        log_ratio: [N] old_logprobs - sampler_logprobs of the tokens of a rollout.
+        tolerance: largest mean of its absolute value, in nats.
+
+    Raises:
+        ValueError: it is larger.
+    """
+    difference = float(log_ratio.abs().mean()) if len(log_ratio) else 0.0
+    if difference > tolerance:
+        raise ValueError(
+            f"--model.sampler.init_args.logprob_tolerance {tolerance}: sampler and trainer differ "
+            f"by {difference:.3g} nats a token on average, so the sampler seems to serve other "
+            "weights than the trainer's. If it only computes in a coarser dtype, raise the "
+            "tolerance and consider --model.correction"
+        )

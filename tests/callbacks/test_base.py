@@ -10,7 +10,8 @@ from callback_stub import PolicyStub, Scripted, jsonl, loader, make_trainer, val
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlsgd.callbacks import EffectiveRank, UpdateSparsity
-from rlsgd.callbacks.base import EveryNEpochs, append_jsonl, kind_of, layer_of
+from rlsgd.callbacks.base import EveryNEpochs, append_jsonl
+from rlsgd.layer_kinds import kind_of, layer_of
 
 LLAMA = {
     "model.embed_tokens.weight": ("embedding", None),

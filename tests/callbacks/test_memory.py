@@ -9,7 +9,8 @@ from torch.optim import SGD, AdamW, RMSprop
 
 from rlsgd.callbacks import Memory
 from rlsgd.callbacks.memory import closed_form_bytes
-from rlsgd.optimizers import OptimizerContainer
+from rlsgd.optimizers import SGDLL, MuonWithAdamW, OptimizerContainer, SignSGD
+from rlsgd.optimizers.roles import mark_roles
 
 # by hand: embedding 64 x 32; a layer: q and o 32 x 32, k and v 16 x 32, three of 64 x 32, two norms
 WEIGHTS = 64 * 32 + 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32 + 2 * 32) + 32
@@ -23,6 +24,9 @@ OPTIMIZERS = {  # class, arguments, numbers kept for each weight, step counters 
     "rmsprop-all": (RMSprop, {"momentum": 0.9, "centered": True}, 3, 1),
     "adamw": (AdamW, {}, 2, 1),
     "adamw-amsgrad": (AdamW, {"amsgrad": True}, 3, 1),
+    "sgd-ll": (SGDLL, {"head_row_clip": None}, 1, 0),
+    "sign-sgd": (SignSGD, {}, 0, 0),
+    "sign-sgd-momentum": (SignSGD, {"momentum": 0.9}, 1, 0),
 }
 
 
@@ -46,6 +50,21 @@ def test_bytes_by_hand(tiny_llama: Path, tmp_path: Path, case: tuple):
         "optimizer_state": 4 * (states * WEIGHTS + counters * TENSORS),
         "closed_form": 4 * (1 + states) * WEIGHTS,
     }
+
+
+def test_muon_keeps_one_number_for_a_matrix_and_adamw_two_for_the_rest(
+    tiny_llama: Path, tmp_path: Path
+):
+    def make(policy: Any) -> MuonWithAdamW:
+        mark_roles(policy)
+        return MuonWithAdamW(policy.parameters(), lr=1e-3)
+
+    make_trainer(tmp_path, [Memory()], epochs=1).fit(PolicyStub(tiny_llama, make), loader(2))
+    rest, tensors = 64 * 32 + 5 * 32, 1 + 5  # the embedding and five norms
+    [state] = values(tmp_path, "memory/optimizer_state_bytes")
+    assert state == 4 * ((WEIGHTS - rest) + 2 * rest + tensors)
+    [closed_form] = values(tmp_path, "memory/closed_form_bytes")
+    assert closed_form == 8 * (WEIGHTS - rest) + 12 * rest
 
 
 def test_an_untied_head_counts_for_itself(tiny_llama_untied: Path, tmp_path: Path):

@@ -51,11 +51,13 @@ def test_every_file_is_written_once_and_holds_what_it_must(tiny_llama: Path, tmp
     assert values(run, "update/unchanged_fp32") == pytest.approx([1 - 1 / numel] * 2, abs=1e-12)
     assert values(run, "update/effective_rank") == pytest.approx([1 / 15] * 2)
     assert len(values(run, "memory/parameter_bytes")) == 2
-    for name in ("update_sparsity", "effective_rank"):
+    assert values(run, "visibility/step_unmoved") == pytest.approx([1 - 1 / numel] * 4, abs=1e-12)
+    assert len(values(run, "dynamics/weight_to_gradient")) == 2
+    for name in ("update_sparsity", "effective_rank", "optimizer_dynamics"):
         assert [record["epoch"] for record in jsonl(run / f"{name}.jsonl")] == [0, 1]
     sampled = [record["completion"] for record in jsonl(run / "completions.jsonl")]
     assert sampled == ["rank 0 batch 0"] * 2, "the first batch of each epoch, on the first rank"
     predicted = [record["completion"] for record in jsonl(run / "predictions.jsonl")]
     assert predicted == [f"rank {r} batch {b}" for b in range(2) for r in range(2)]
-    assert len(list((run / "starting_weights").iterdir())) == 20
+    assert len(list((run / "starting_weights").glob("*.safetensors"))) == 20
     assert list(run.glob("scratch-*")) == []

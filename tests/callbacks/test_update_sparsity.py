@@ -1,3 +1,4 @@
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,25 @@ def test_every_number_of_known_changes(tiny_llama: Path, script: list[Edit], tmp
     assert values(tmp_path, kinds("mlp", "fp32")) == shares(0, 4, 4, of=6 * 64 * 32)
     assert values(tmp_path, kinds("attention_o", "bf16")) == [1.0, 1.0, 1.0]
     assert values(tmp_path, kinds("head", "fp32")) == [], "the tied head is the embedding"
+    # 5 ones in q, 3 halves in the norm; later the two ones in the embedding
+    displaced = values(tmp_path, "update/displacement")
+    assert displaced[0] == pytest.approx(math.sqrt(5 + 3 / 4), rel=1e-6)  # w + 1 rounds
+    initial = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    start = torch.cat([p.detach().double().flatten() for p in initial.parameters()]).norm()
+    relative = values(tmp_path, "update/relative_displacement")
+    assert relative == pytest.approx([d / float(start) for d in displaced], rel=1e-12)
+    steps = values(tmp_path, "update_step/displacement")
+    assert steps[0] == pytest.approx(math.sqrt(3 / 4), rel=1e-6)
+    assert steps[1] == pytest.approx(2 * 5e-6, rel=2e-3)  # 4 weights by 5e-6, rounded at 1e-8
+    assert steps[2] == pytest.approx(math.sqrt(2), rel=1e-6)
+    norms = [
+        initial.get_parameter(n).detach().norm()
+        for n, _ in initial.named_parameters()
+        if "norm" in n
+    ]
+    assert values(tmp_path, "update_kind/norm/relative_displacement") == pytest.approx(
+        [math.sqrt(3 / 4) / math.sqrt(sum(float(n) ** 2 for n in norms))] * 3, rel=1e-6
+    )
     places = [(epoch, step) for epoch, step, _ in logged(tmp_path, "update/unchanged_fp32")]
     assert places == [(0, 2), (1, 4), (2, 6)]
 
@@ -121,6 +141,8 @@ def test_the_file_has_every_layer_and_tensor(tiny_llama: Path, script: list[Edit
             "unchanged_fp32": 1 - 19 / NUMEL,
             "unchanged_bf16": 1 - 8 / NUMEL,
             "within_1e-5": 1 - 15 / NUMEL,
+            "displacement": values(tmp_path, "update/displacement")[1],
+            "relative_displacement": values(tmp_path, "update/relative_displacement")[1],
         }
     )
     changed = {name: t for name, t in second["tensors"].items() if t["unchanged_fp32"] < 1}
@@ -129,6 +151,8 @@ def test_the_file_has_every_layer_and_tensor(tiny_llama: Path, script: list[Edit
     assert changed[QUERY]["unchanged_bf16"] == 1 - 5 / 1024
     assert changed[UP]["within_1e-5"] == 1.0
     assert changed[NORM]["unchanged_bf16"] == 1 - 3 / 32
+    assert changed[NORM]["displacement"] == pytest.approx(math.sqrt(3 / 4), rel=1e-6)
+    assert second["tensors"]["model.layers.0.mlp.up_proj.weight"]["displacement"] == 0.0
     layer = (NUMEL - 64 * 32 - 32) // 2
     layers = {name: counts["unchanged_fp32"] for name, counts in second["layers"].items()}
     assert layers == pytest.approx(

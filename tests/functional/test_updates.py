@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -5,6 +7,7 @@ from rlsgd.functional.updates import (
     SparsityCounts,
     count_unchanged,
     effective_rank,
+    squared_norm,
     squared_spectrum,
     stable_rank,
 )
@@ -97,8 +100,36 @@ def test_counts_of_tensors_add_up_to_the_count_of_all():
     whole = count_unchanged(weight, initial)
     assert total.numel == 400
     assert total.fractions() == whole.fractions()
+    assert total.distances() == pytest.approx(whole.distances(), rel=1e-14)  # float64, other order
     assert (whole + SparsityCounts()).fractions() == whole.fractions()
     assert 0 < total.fractions()["within_1e-5"] < total.fractions()["within_1e-4"] < 1
+
+
+def test_displacement_by_hand():
+    # (3, 4, 0, 12) has norm 13, and the start (0, 3, 0, 4) norm 5
+    counts = count_unchanged(
+        torch.tensor([3.0, 7.0, 0.0, 16.0]), torch.tensor([0.0, 3.0, 0.0, 4.0])
+    )
+    assert counts.distances() == {"displacement": 13.0, "relative_displacement": 13.0 / 5.0}
+    both = counts + count_unchanged(torch.tensor([84.0]), torch.tensor([0.0]))
+    assert both.distances() == {"displacement": 85.0, "relative_displacement": 17.0}
+    assert count_unchanged(torch.ones(4), torch.zeros(4)).distances() == {"displacement": 2.0}
+    assert count_unchanged(torch.ones(4), torch.ones(4)).distances() == {
+        "displacement": 0.0,
+        "relative_displacement": 0.0,
+    }
+
+
+def test_displacement_is_exact_where_float32_would_not_be():
+    """The square of 2^-80 underflows in float32, and 2^30 - 1 is no number of it."""
+    tiny = count_unchanged(torch.full((4,), 2.0**-80), torch.zeros(4))
+    assert tiny.distances() == {"displacement": 2.0**-79}
+    assert float(squared_norm(torch.ones(1).expand(2**23 + 5))) == 2**23 + 5  # over chunks
+    moved = torch.tensor([1.0 + 2.0**-23])
+    assert count_unchanged(moved, torch.ones(1)).distances()["displacement"] == 2.0**-23
+    far = count_unchanged(torch.tensor([2.0**30]), torch.tensor([1.0]))
+    assert far.distances()["displacement"] == 2.0**30 - 1
+    assert math.isnan(count_unchanged(moved * torch.nan, moved).distances()["displacement"])
 
 
 def test_what_does_not_add_up_is_refused():
