@@ -1,0 +1,1 @@
+"""`rlsgd analyze`: what tuning did to the weights of a checkpoint, read one tensor at a time."""
