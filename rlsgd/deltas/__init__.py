@@ -1,0 +1,1 @@
+"""Sparse checkpoints: the difference of two models as a small file, exact to the bit."""

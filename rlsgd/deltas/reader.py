@@ -1,0 +1,117 @@
+"""Reading a delta, one tensor at a time."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from rlsgd.deltas.container import DTYPES, CheckedFile, Spec, from_raw_bytes
+from rlsgd.deltas.manifest import (
+    COPY,
+    FORMAT,
+    PATCH,
+    SAME,
+    WHOLE,
+    Entry,
+    Manifest,
+    tensor_digest,
+    viewed,
+)
+from rlsgd.deltas.pack import FILE_SUFFIXES
+from rlsgd.functional.patches import (
+    EncodedPatch,
+    Patch,
+    apply_patch_,
+    decode_patch,
+    from_byte_planes,
+)
+
+
+class Delta:
+    """A delta on disk, undamaged.
+
+    Raises:
+        ValueError: it is damaged, or not a delta of this format.
+        FileNotFoundError: there is no such file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = CheckedFile(path)
+        if self.file.metadata.get("format") != FORMAT:
+            raise ValueError(
+                f"{path} has the format {self.file.metadata.get('format')!r}, and this version "
+                f"of rlsgd reads {FORMAT}"
+            )
+        try:
+            self.manifest = Manifest.from_json(self.file.metadata["delta"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path} does not describe itself as a delta does: {error}") from error
+        for name in self.manifest.files or {}:
+            if Path(name).name != name or Path(name).suffix not in FILE_SUFFIXES:
+                raise ValueError(f"{path} would write a file called {name!r}, which is refused")
+
+    def stored_bytes(self, name: str) -> int:
+        """What one tensor takes in the file."""
+        return sum(self.file.size(f"{name}:{part}") for part in ("positions", "values", "whole"))
+
+    def tensor(self, name: str, before: Callable[[str], Tensor]) -> Tensor:
+        """One tensor of the result.
+
+        Args:
+            name: of the tensor.
+            before: gives tensors of the base, which may be written to.
+
+        Raises:
+            ValueError: base and delta do not give what the delta says they do.
+        """
+        entry = self.manifest.tensors[name]
+        if entry.kind == COPY and entry.source in self.manifest.tensors:
+            source = self.manifest.tensors[entry.source]
+            value = self._value(entry.source, source, before)
+        else:
+            value = self._value(name, entry, before)
+        if tensor_digest(value) != entry.digest:
+            raise ValueError(f"{self.path} does not give {name} as it was: its checksum differs")
+        return value
+
+    def small_file(self, name: str) -> bytes:
+        """A configuration or tokenizer file that the delta holds."""
+        return self._read(f"file:{name}", self.manifest.stored_files[name])
+
+    def _value(self, name: str, entry: Entry, before: Callable[[str], Tensor]) -> Tensor:
+        spec = entry.spec
+        if entry.kind == WHOLE:
+            planes = from_raw_bytes(
+                self._read(f"{name}:whole", spec.nbytes), Spec("U8", (spec.nbytes,))
+            )
+            return from_byte_planes(planes, DTYPES[spec.dtype]).reshape(spec.shape)
+        base = viewed(before(name), spec) if entry.kind in (SAME, PATCH) else None
+        if base is None:
+            raise ValueError(f"{self.path} stores {name} as {entry.kind!r}, which cannot be read")
+        return base if entry.kind == SAME else apply_patch_(base, self._patch(name, entry))
+
+    def _patch(self, name: str, entry: Entry) -> Patch:
+        values = entry.changed * DTYPES[entry.dtype].itemsize
+        if entry.changed > entry.spec.numel or entry.positions > (entry.spec.numel + 7) // 8:
+            raise ValueError(f"{self.path}: the patch of {name} is larger than it can be")
+        parts = {"positions": entry.positions, "values": values}
+        encoded = EncodedPatch(
+            entry.encoding or "",
+            **{
+                part: from_raw_bytes(self._read(f"{name}:{part}", size), Spec("U8", (size,)))
+                for part, size in parts.items()
+            },
+        )
+        return decode_patch(encoded, entry.spec.numel, DTYPES[entry.dtype])
+
+    def _read(self, blob: str, size: int) -> bytes:
+        """Decompress at most what is expected: a small file must not fill the memory."""
+        decompressor = zlib.decompressobj()
+        data = decompressor.decompress(self.file.read(blob), size + 1)
+        if len(data) != size or not decompressor.eof:
+            raise ValueError(f"{self.path}: {blob} has not the {size} bytes that it should have")
+        return data
