@@ -22,6 +22,10 @@ from rlsgd.functional.logprobs import token_entropy, token_logprobs
 from rlsgd.types import Rollouts
 
 EMBEDDED = Path(__file__).parent / "assets" / "embedded"
+PREPARED_BY = {
+    "smollm2-135m-instruct": "tools/prepare_smollm2.py",
+    "small-text-llama": "tools/prepare_text.py",
+}
 
 
 def cache_folder() -> Path:
@@ -29,12 +33,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RLSGD_CACHE") or Path.home() / ".cache" / "rlsgd")
 
 
-def resolve_model(path: str) -> str:
-    """Turn what a user wrote after `--model.policy` into a local folder or a hub name.
+def resolve_model(path: str, flag: str = "--model.policy") -> str:
+    """Turn the name of a model that a user wrote into a local folder or a hub name.
 
     Args:
         path: `embedded` (the arithmetic model inside the package), the name of a model prepared in
             the cache (`smollm2-135m-instruct`), a local folder, or a hub name `owner/name`.
+        flag: what the user wrote it after, for the error.
 
     Raises:
         ValueError: nothing of that name is there.
@@ -42,20 +47,20 @@ def resolve_model(path: str) -> str:
     if path == "embedded":
         return str(EMBEDDED)
     if not path:
-        raise ValueError("--model.policy is empty; name a model folder or 'embedded'")
+        raise ValueError(f"{flag} is empty; name a model folder or 'embedded'")
     if Path(path).is_dir():
         return path
     if (prepared := cache_folder() / path).is_dir():
         return str(prepared)
-    if path == "smollm2-135m-instruct":
+    if path in PREPARED_BY:
         raise ValueError(
-            f"--model.policy {path}: not prepared yet ({prepared} is not there). "
-            "Run: python tools/prepare_smollm2.py"
+            f"{flag} {path}: not prepared yet ({prepared} is not there). "
+            f"Run: python {PREPARED_BY[path]}"
         )
     if path.count("/") == 1 and not path.startswith((".", "/", "~")):
         return path  # a hub name; transformers says so if it cannot be reached
     raise ValueError(
-        f"--model.policy {path}: no such folder, and not a hub name (owner/name), 'embedded' or a "
+        f"{flag} {path}: no such folder, and not a hub name (owner/name), 'embedded' or a "
         f"model prepared under {cache_folder()}"
     )
 
@@ -95,8 +100,7 @@ def load_policy(path: str, *, random_weights: bool = False) -> PreTrainedModel:
     """
     folder = resolve_model(path)
     try:
-        config = AutoConfig.from_pretrained(folder)
-        _zero_noise(config)
+        config = load_config(folder)
         if random_weights:
             policy, missing = AutoModelForCausalLM.from_config(config, dtype=torch.float32), []
         else:
@@ -113,14 +117,7 @@ def load_policy(path: str, *, random_weights: bool = False) -> PreTrainedModel:
             f"--model.policy {path}: its checkpoint lacks {', '.join(missing[:3])} ({len(missing)} "
             "tensors in all), which would be random; is it that of a causal language model?"
         )
-    # A shipped generation config (top-k 20, repetition penalty ...) would make the sampler's
-    # distribution differ from the policy's; only the special tokens are kept.
-    shipped = policy.generation_config or GenerationConfig()
-    policy.generation_config = GenerationConfig(
-        bos_token_id=shipped.bos_token_id,
-        eos_token_id=shipped.eos_token_id,
-        pad_token_id=shipped.pad_token_id,
-    )
+    keep_special_tokens(policy, policy.generation_config)
     return policy.train()
 
 
@@ -129,6 +126,27 @@ def load_reference(path: str) -> PreTrainedModel:
     reference = load_policy(path)
     reference.requires_grad_(False)
     return reference.eval()
+
+
+def load_config(folder: str) -> PretrainedConfig:
+    """A model's config with every dropout and jitter 0."""
+    config = AutoConfig.from_pretrained(folder)
+    _zero_noise(config)
+    return config
+
+
+def keep_special_tokens(policy: PreTrainedModel, shipped: GenerationConfig | None) -> None:
+    """Give a model the special tokens of a generation config and nothing else of it.
+
+    Its other settings (top-k 20, repetition penalty ...) would make the sampler's distribution
+    differ from the policy's.
+    """
+    shipped = shipped or GenerationConfig()
+    policy.generation_config = GenerationConfig(
+        bos_token_id=shipped.bos_token_id,
+        eos_token_id=shipped.eos_token_id,
+        pad_token_id=shipped.pad_token_id,
+    )
 
 
 def _zero_noise(config: PretrainedConfig) -> None:
@@ -158,7 +176,9 @@ def completion_logprobs(
     """Log-probabilities of the completion tokens under `model` at `temperature`.
 
     Logits exist only for the columns in which some row has a completion token, never for the
-    prompt. Position ids count real tokens, so padding on either side changes nothing.
+    prompt. Position ids count real tokens, so padding on either side changes nothing. Where the
+    batch has position ids of its own, each document of a row sees itself alone: without a padding
+    mask, transformers takes positions that restart for documents to be kept apart.
 
     Returns:
         logprobs [B, T], 0 outside the completion mask; and the entropy [B, T] likewise, or None.
@@ -167,10 +187,14 @@ def completion_logprobs(
     """
     mask = batch.completion_mask
     columns = mask[:, 1:].any(0).nonzero().squeeze(1)  # [K] positions that predict a scored token
+    positions, padding = batch.position_ids, None
+    if positions is None:
+        padding = batch.attention_mask.long()
+        positions = (padding.cumsum(1) - 1).clamp(min=0)
     logits = model(
         input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask.long(),
-        position_ids=(batch.attention_mask.long().cumsum(1) - 1).clamp(min=0),
+        attention_mask=padding,
+        position_ids=positions,
         logits_to_keep=columns,
         use_cache=False,
     ).logits  # [B, K, V]

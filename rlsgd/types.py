@@ -39,6 +39,8 @@ class Rollouts:
     values: Tensor | None = None  # [B, T] by the critic at rollout time
     returns: Tensor | None = None  # [B, T] what the critic should have said
     num_tokens: Tensor | None = None  # [] completion tokens of the minibatch, global
+    # [B, T] where rows hold several documents, each of which sees itself alone: 0 where one begins
+    position_ids: Tensor | None = None
     prompts: list[Prompt] = field(default_factory=list)  # B, one for each row
     completions: list[str] = field(default_factory=list)  # B decoded texts
     metrics: dict[str, float] = field(default_factory=dict)  # of the whole rollout, for logging

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlsgd.models import load_policy
+from rlsgd.sharded_models import load_sharded_backbone
+from rlsgd.sharding import Sharding, shard
 from rlsgd.types import Rollouts
 
 
@@ -73,7 +75,12 @@ class ValueModel(nn.Module):
 
 
 def load_value_model(
-    path: str, *, shared_backbone: bool, hidden_size: int, random_weights: bool = False
+    path: str,
+    *,
+    shared_backbone: bool,
+    hidden_size: int,
+    random_weights: bool = False,
+    sharding: Sharding | None = None,
 ) -> ValueModel:
     """A critic that starts from the policy's weights, in float32 and without dropout.
 
@@ -82,7 +89,14 @@ def load_value_model(
         shared_backbone: read the policy's hidden states instead of loading a second backbone.
         hidden_size: width of the policy's hidden states.
         random_weights: initialise the backbone at random instead.
+        sharding: of backbone and head, over all ranks; none keeps the whole model here.
     """
-    if shared_backbone:
-        return ValueModel(None, hidden_size)
-    return ValueModel(load_policy(path, random_weights=random_weights).base_model, hidden_size)
+    backbone = None
+    if not shared_backbone:
+        backbone = load_sharded_backbone(path, sharding, random_weights=random_weights)
+    model = ValueModel(backbone, hidden_size)
+    if sharding is not None:
+        model.head.to("cpu" if sharding.cpu_offload else sharding.device)
+        # the head alone is left for this group, and it computes in its own dtype; see `value_of`
+        shard(model, replace(sharding, compute_dtype=None), [])
+    return model

@@ -6,6 +6,7 @@ from rlsgd.algorithms.dapo import DAPO
 from rlsgd.algorithms.dr_grpo import DrGRPO
 from rlsgd.algorithms.grpo import GRPO
 from rlsgd.algorithms.gspo import GSPO
+from rlsgd.algorithms.next_token import NextToken
 from rlsgd.algorithms.ppo import PPO
 from rlsgd.algorithms.reinforce import REINFORCE
 from rlsgd.algorithms.reinforce_plus_plus import REINFORCEPlusPlus, REINFORCEPlusPlusBaseline
@@ -24,6 +25,7 @@ __all__ = [
     "RLOO",
     "SFT",
     "DrGRPO",
+    "NextToken",
     "PolicyModule",
     "REINFORCEPlusPlus",
     "REINFORCEPlusPlusBaseline",

@@ -45,17 +45,21 @@ class ActorCritic(RLModule):
     def configure_model(self) -> None:
         super().configure_model()
         if not hasattr(self, "value"):
-            self.value = load_value_model(
+            value = load_value_model(
                 self.policy_path,
                 shared_backbone=self.shared_backbone,
                 hidden_size=self.policy.config.get_text_config().hidden_size,
                 random_weights=self.random_weights,
+                sharding=self.sharding(),
             )
+            self.value = self.rounded(value)
+            if self.value.backbone is not None:
+                self.save_activation_memory(self.value.backbone)
 
     def configure_optimizers(self) -> Any:
         """One container with the policy's optimizer and the critic's, in this order."""
-        policy = self.optimizer(self.policy.parameters())
-        critic = self.value_optimizer(self.value.parameters())
+        policy = self.make_optimizer(self.optimizer, self.policy)
+        critic = self.make_optimizer(self.value_optimizer, self.value, prefix="critic/")
         container = OptimizerContainer([policy, critic])
         if self.lr_scheduler is None:
             return container

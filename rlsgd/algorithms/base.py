@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlsgd.distributed import global_norm
+from rlsgd.checkpoints import LazyTensors
+from rlsgd.distributed import derived_seed, gathered, global_norm, global_sum, local_shard
 from rlsgd.models import (
     check_vocabulary,
-    load_policy,
     load_tokenizer,
     resolve_model,
 )
+from rlsgd.optimizers.roles import mark_roles
+from rlsgd.optimizers.rounding import Rounding, keep_rounded, round_weights
+from rlsgd.sharded_models import load_sharded_policy
+from rlsgd.sharding import Sharding
+from rlsgd.strategy import FSDP2Strategy
+from rlsgd.subnetwork import Subnetwork, require_no_weight_decay
 from rlsgd.types import DivergedError, Rollouts
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class PolicyModule(LightningModule):
@@ -29,6 +37,13 @@ class PolicyModule(LightningModule):
         optimizer: any torch optimizer class; SGD has momentum 0 and weight decay 0 unless asked.
         lr_scheduler: any torch scheduler class, stepped once each epoch; none keeps the rate.
         random_weights: start from the model's config with random weights instead of its weights.
+        weight_rounding: keep the weights at values that bfloat16 has, rounding them when they are
+            loaded and after every optimizer step: `nearest` or `stochastic`. Compute, gradients and
+            optimizer states stay in the trainer's precision, so that this is the effect of bfloat16
+            storage alone, without its saving of memory. None is off.
+        subnetwork: train only the weights that an earlier run changed.
+        activation_checkpointing: compute each layer's activations again in the backward pass
+            instead of keeping them: the same gradients, less memory, about a third more time.
         seed: of everything this module draws; `seed_everything` sets it on the command line.
     """
 
@@ -38,6 +53,9 @@ class PolicyModule(LightningModule):
         optimizer: OptimizerCallable = torch.optim.SGD,
         lr_scheduler: LRSchedulerCallable | None = None,
         random_weights: bool = False,
+        weight_rounding: Rounding | None = None,
+        subnetwork: Subnetwork | None = None,
+        activation_checkpointing: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -46,7 +64,11 @@ class PolicyModule(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.random_weights = random_weights
+        self.weight_rounding: Rounding | None = weight_rounding
+        self.subnetwork = subnetwork
+        self.activation_checkpointing = activation_checkpointing
         self.seed = seed
+        self.is_logging = True
         self.strict_loading = False  # checkpoints carry no frozen model
         self.tokenizer = load_tokenizer(policy)
         self.policy: PreTrainedModel
@@ -54,21 +76,98 @@ class PolicyModule(LightningModule):
     def configure_model(self) -> None:
         """Load the policy; called once the devices are known, and again by a second loop."""
         if not hasattr(self, "policy"):
-            self.policy = load_policy(self.policy_path, random_weights=self.random_weights)
+            policy = load_sharded_policy(
+                self.policy_path, self.sharding(), random_weights=self.random_weights
+            )
+            self.policy = self.rounded(policy)
+            self.save_activation_memory(self.policy)
             check_vocabulary(self.policy, self.tokenizer)
+
+    def sharding(self) -> Sharding | None:
+        """How the trainer's strategy shards models; none where every process holds them whole."""
+        if self.device_mesh is None:
+            return None
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, FSDP2Strategy):
+            raise ValueError(
+                f"--trainer.strategy {type(strategy).__name__}: use rlsgd.strategy.FSDP2Strategy, "
+                "which is the same with checkpoints that plain SGD can resume from; see "
+                "configs/trainer/fsdp.yaml"
+            )
+        return strategy.sharding()
+
+    def save_activation_memory(self, model: Any) -> None:
+        """Let a model of transformers recompute activations if `activation_checkpointing` is on."""
+        if self.activation_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def configure_optimizers(self) -> Any:
         """One optimizer over the policy's parameters."""
-        optimizer = self.optimizer(self.policy.parameters())
+        optimizer = self.make_optimizer(self.optimizer, self.policy)
         if self.lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
+
+    def rounded(self, model: Model) -> Model:
+        """A model as it was loaded, its weights rounded in place if `weight_rounding` says so."""
+        if self.weight_rounding:
+            round_weights(model.parameters())
+        return model
+
+    def make_optimizer(
+        self, factory: OptimizerCallable, model: nn.Module, *, prefix: str = ""
+    ) -> torch.optim.Optimizer:
+        """An optimizer of all parameters of a model, with `prefix` before its metrics' names.
+
+        Whatever it leaves in `step_metrics`, a dict of tensors [], is logged after its step.
+        """
+        mark_roles(model)
+        optimizer = factory(model.parameters())
+        if attach := getattr(optimizer, "attach", None):  # it depends on how the trainer steps
+            attach(self.trainer, model.named_parameters())
+        if self.weight_rounding:
+
+            def seed(*place: int) -> int:
+                return derived_seed(self.seed, f"{prefix}rounding", self.global_step, *place)
+
+            keep_rounded(optimizer, self.weight_rounding, seed)
+
+        def log_step(optimizer: Any, *_: Any) -> None:
+            for name, value in getattr(optimizer, "step_metrics", {}).items():
+                self.log(f"{prefix}{name}", value, on_step=False, on_epoch=True, batch_size=1)
+
+        optimizer.register_step_post_hook(log_step)
+        return optimizer
+
+    def on_fit_start(self) -> None:
+        if self.subnetwork is not None:
+            for optimizer in self.trainer.optimizers:
+                require_no_weight_decay(optimizer)
+            self.subnetwork.restrict(self.policy, LazyTensors.open(self.starting_folder))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, idx: int) -> Any:
         """Rollouts move as a whole; lists of prompts are text and stay."""
         return batch.to(device) if isinstance(batch, Rollouts) else batch
 
     # ---- gradients
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        """Step; an optimizer that has to know the norm before it applies a gradient measures it.
+
+        That takes a pass of its own over the same batch, which logs nothing.
+        """
+        own = optimizer.optimizer  # inside Lightning's wrapper, which has copies of its attributes
+        if measure := getattr(own, "measure_norm", None):
+            self.is_logging = False
+            measure(optimizer_closure)
+            self.is_logging = True
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        if self.is_logging:
+            super().log(*args, **kwargs)
 
     def configure_gradient_clipping(
         self,
@@ -89,24 +188,28 @@ class PolicyModule(LightningModule):
         flag: str = "optimizer",
     ) -> None:
         """Clip the gradients of one optimizer, with `prefix` before its metrics' names."""
-        gradients = [
-            p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None
-        ]
-        norm = global_norm(gradients)
+        seen: Any = optimizer
+        if hasattr(seen, "gradient_norm"):  # it has applied them in backward, clipped
+            norm, clipped = seen.gradient_norm(), seen.clipped
+        else:
+            gradients = [
+                p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None
+            ]
+            norm = global_norm(gradients)
+            # by value a step is clipped if its largest element is
+            measured = global_norm(gradients, torch.inf) if algorithm == "value" else norm
+            clipped = measured > (clip_val or torch.inf)
         if not torch.isfinite(norm):
             raise DivergedError(
                 f"the {prefix}gradient norm is {float(norm)} at optimizer step {self.global_step}: "
                 f"weights are left as they were before this step. Lower --model.{flag}.init_args.lr"
                 " or set --trainer.gradient_clip_val"
             )
-        # by value a step is clipped if its largest element is
-        measured = global_norm(gradients, torch.inf) if algorithm == "value" else norm
-        clipped = measured > (clip_val or torch.inf)
         rate = float(optimizer.param_groups[0]["lr"])
         self.log(f"{prefix}learning_rate", rate, on_step=False, on_epoch=True)
         self.log(f"{prefix}grad_norm", norm, on_step=False, on_epoch=True)
         name = f"{prefix}grad_clipped_fraction"
-        self.log(name, clipped.float(), on_step=False, on_epoch=True)
+        self.log(name, float(clipped), on_step=False, on_epoch=True)
         self.clip_gradients(
             optimizer, gradient_clip_val=clip_val, gradient_clip_algorithm=algorithm
         )
@@ -125,30 +228,35 @@ class PolicyModule(LightningModule):
         self.log(name, value, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def require_finite_loss(self, loss: Tensor) -> None:
-        """Raise `DivergedError` if the loss [] is infinite or not a number."""
-        if not torch.isfinite(loss):
+        """Raise `DivergedError` on every rank if the loss [] of one is not finite."""
+        total = global_sum(loss.detach())  # one rank alone would leave the others waiting
+        if not torch.isfinite(total):
             raise DivergedError(
-                f"the loss is {float(loss)} at optimizer step {self.global_step}. Lower "
+                f"the loss is {float(total)} at optimizer step {self.global_step}. Lower "
                 "--model.optimizer.init_args.lr or set --trainer.gradient_clip_val"
             )
 
     def require_finite_weights(self) -> None:
-        """Raise `DivergedError` if any weight is infinite or not a number."""
-        for name, parameter in self.policy.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise DivergedError(
-                    f"{name} is no longer finite after optimizer step {self.global_step}. Lower "
-                    "--model.optimizer.init_args.lr or set --trainer.gradient_clip_val"
-                )
+        """Raise `DivergedError` on every rank if any weight is infinite or not a number."""
+        broken = [
+            name
+            for name, parameter in self.policy.named_parameters()
+            if not torch.isfinite(local_shard(parameter)).all()
+        ]
+        if broken := gathered(broken):
+            raise DivergedError(
+                f"{broken[0]} is no longer finite after optimizer step {self.global_step}. Lower "
+                "--model.optimizer.init_args.lr or set --trainer.gradient_clip_val"
+            )
 
     def on_train_end(self) -> None:
         self.require_finite_weights()  # the last step has no rollout after it
 
     # ---- checkpoints
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen reference out: it is the starting policy, which is on disk already."""
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {
-            name: value for name, value in state.items() if not name.startswith("reference.")
-        }
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Without the frozen reference: it is the starting policy, which is on disk already."""
+        state = super().state_dict(*args, **kwargs)
+        for name in [name for name in state if name.startswith("reference.")]:
+            del state[name]
+        return state

@@ -16,9 +16,10 @@ from rlsgd.functional.kl import kl_penalty, validate_kl_estimator
 from rlsgd.functional.logprobs import policy_ratio
 from rlsgd.functional.losses import ratio_clip_fractions
 from rlsgd.functional.masked import aggregate, aggregation_count, validate_aggregation
-from rlsgd.models import completion_logprobs, load_reference
+from rlsgd.models import completion_logprobs
 from rlsgd.problems import Prompt, Scores
 from rlsgd.rollout.microbatches import rollout_logprobs, split_rows
+from rlsgd.sharded_models import load_sharded_reference
 from rlsgd.types import Rollouts
 
 
@@ -102,7 +103,8 @@ class RLModule(VerifiableModule):
     def configure_model(self) -> None:
         super().configure_model()
         if self.kl_coef and self.reference is None:
-            self.reference = load_reference(self.policy_path)
+            reference = load_sharded_reference(self.policy_path, self.sharding())
+            self.reference = self.rounded(reference)
 
     # ---- what an algorithm defines
 

@@ -11,6 +11,7 @@ from rlsgd.distributed import gathered
 from rlsgd.functional.corrections import (
     correction_weights,
     mismatch_metrics,
+    require_agreement,
     validate_correction,
 )
 from rlsgd.functional.entropy import top_entropy_threshold, validate_top_entropy
@@ -51,6 +52,7 @@ class TokenWeights:
             validate_correction(correction, correction_low, correction_high)
             if getattr(sampler, "report_logprobs", None) is False:
                 raise ValueError(_missing_logprobs(correction))
+        self.logprob_tolerance = getattr(sampler, "logprob_tolerance", None)
         self.top_entropy_fraction = top_entropy_fraction
         self.correction = correction
         self.correction_low = correction_low
@@ -85,7 +87,10 @@ class TokenWeights:
                 "--model.sampler reported log-probabilities that are not finite for tokens that it "
                 "sampled; set its report_logprobs to false if it cannot tell them"
             )
-        metrics = mismatch_metrics(torch.cat(gathered([log_ratio.cpu()])))
+        log_ratio = torch.cat(gathered([log_ratio.cpu()]))
+        if self.logprob_tolerance is not None:
+            require_agreement(log_ratio, self.logprob_tolerance)
+        metrics = mismatch_metrics(log_ratio)
         rollouts.metrics.update({name: float(value) for name, value in metrics.items()})
 
     def _correct(self, rollouts: Rollouts, correction: str) -> None:

@@ -15,7 +15,8 @@ def join_rollouts(parts: list[Rollouts], pad_token_id: int) -> Rollouts:
     """Rows of freshly scored rollouts under each other, their completions in the same columns.
 
     Only what a sampler and a scorer write is joined; log-probabilities of the trainer, advantages
-    and metrics belong to the joined batch and are computed for it.
+    and metrics belong to the joined batch and are computed for it. The sampler's own metrics are
+    the first part's: the policy does not change between the rounds.
     """
     prompt_width = max(_prompt_width(part) for part in parts)
     width = max(part.input_ids.shape[1] - _prompt_width(part) for part in parts) + prompt_width
@@ -43,6 +44,7 @@ def join_rollouts(parts: list[Rollouts], pad_token_id: int) -> Rollouts:
         rewards=under_each_other("rewards"),
         prompts=[prompt for part in parts for prompt in part.prompts],
         completions=[completion for part in parts for completion in part.completions],
+        metrics=dict(parts[0].metrics),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from rlsgd.rollout.logprob_recorder import LogprobRecorder, recorded_logprobs
+from rlsgd.sharding import compute_device, gathered_weights, is_sharded
 from rlsgd.types import Rollouts
 
 
@@ -53,13 +54,19 @@ class HFSampler:
         batch_size: completions generated at a time; 0 means all at once.
         report_logprobs: also report the log-probabilities that the completions were sampled with,
             which differ from the trainer's by rounding; see `--model.correction`.
+        gather_weights: hold a sharded policy whole on every rank while it samples. Otherwise every
+            layer is gathered anew for each token, which is slow, and the ranks sample in step until
+            the last of them is done.
     """
 
-    def __init__(self, batch_size: int = 0, report_logprobs: bool = False) -> None:
+    def __init__(
+        self, batch_size: int = 0, report_logprobs: bool = False, gather_weights: bool = True
+    ) -> None:
         if batch_size < 0:
             raise ValueError("--model.sampler.batch_size must be 0 (all at once) or positive")
         self.batch_size = batch_size
         self.report_logprobs = report_logprobs
+        self.gather_weights = gather_weights
 
     @torch.no_grad()
     def sample(
@@ -74,7 +81,8 @@ class HFSampler:
         pad_token_id: int,
         seed: int,
     ) -> Rollouts:
-        input_ids, attention_mask = left_pad(prompt_ids, pad_token_id, policy.device)
+        device = compute_device(policy)
+        input_ids, attention_mask = left_pad(prompt_ids, pad_token_id, device)
         input_ids = input_ids.repeat_interleave(completions_per_prompt, 0)
         attention_mask = attention_mask.repeat_interleave(completions_per_prompt, 0)
         sampling = (
@@ -88,6 +96,12 @@ class HFSampler:
             pad_token_id=pad_token_id,
             **sampling,
         )
+        in_step = is_sharded(policy) and not self.gather_weights
+        if in_step and self.batch_size:
+            raise ValueError(
+                "--model.sampler.gather_weights false needs batch_size 0 with a sharded policy: "
+                "ranks of unequal shares would make unequal numbers of batches"
+            )
         size = self.batch_size or len(input_ids)
         starts = range(0, len(input_ids), size)
         reporting = self.report_logprobs and temperature > 0  # greedy tokens have none
@@ -97,13 +111,15 @@ class HFSampler:
         # What the config above leaves open, generate takes from the model's own: its penalties too.
         policy.generation_config = GenerationConfig()
         try:
-            with _seeded(policy.device, seed):
+            whole = gathered_weights(policy) if self.gather_weights else nullcontext()
+            with _seeded(device, seed), whole:
                 parts = [
                     policy.generate(  # pyright: ignore[reportCallIssue]
                         inputs=input_ids[i : i + size],
                         attention_mask=attention_mask[i : i + size].long(),
                         generation_config=config,
                         logits_processor=LogitsProcessorList(recorders[number : number + 1]),
+                        synced_gpus=in_step,
                     )[:, input_ids.shape[1] :]
                     for number, i in enumerate(starts)
                 ]
