@@ -16,10 +16,16 @@ commands:
   validate   accuracy on the validation problems, with intervals
   test       the same on the test problems; --model.eval_samples 8 adds avg@8, pass@k, majority@8
   predict    write greedy completions of the test problems to predictions.jsonl
+  analyze    what tuning did to a checkpoint's weights: rlsgd analyze BASE TUNED
+  delta      what changed between two checkpoints, as a small exact file: rlsgd delta --help
   study      run the arms of a study and report: rlsgd study configs/studies/quickstart.yaml
 
 rlsgd COMMAND --help lists a command's flags; rlsgd fit --model.help GRPO those of a class.
 """
+
+
+# no space, over the quota, or larger than a file may be
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,6 +43,14 @@ def main(argv: list[str] | None = None) -> int:
         from rlsgd.study.command import main as study
 
         return study(argv[1:])
+    if argv[0] == "analyze":
+        from rlsgd.analysis.command import main as analyze
+
+        return analyze(argv[1:])
+    if argv[0] == "delta":
+        from rlsgd.delta_command import main as delta
+
+        return delta(argv[1:])
     return train(argv)
 
 
@@ -57,7 +71,7 @@ def train(argv: list[str]) -> int:
         print(f"rlsgd: error: {message}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in FULL:
             raise
         print(
             f"rlsgd: error: no space left on the device while writing {error.filename or 'a file'};"

@@ -9,14 +9,20 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from rlsgd import algorithms, callbacks, data  # noqa: F401  (gives classes their short names)
-from rlsgd.algorithms import PolicyModule, RLModule
+# imported to give classes their short names
+from rlsgd import algorithms, callbacks, data, schedulers  # noqa: F401
+from rlsgd.algorithms import SFT, NextToken, PolicyModule, RLModule, VerifiableModule
 from rlsgd.callbacks import EvaluationReport
 from rlsgd.checkpoints import LazyTensors
-from rlsgd.data import PromptDataModule
+from rlsgd.data import (
+    PromptDataModule,
+    SolutionDataModule,
+    TextDataModule,
+    TokenizedDataModule,
+)
 from rlsgd.rollout.loader import check_sizes
 
 # true of every run here, and nothing that a user could act on
@@ -28,6 +34,8 @@ EXPECTED_WARNINGS = (
     ".*Experiment logs directory .* exists and is not empty.*",
     ".*does not have many workers which may be a bottleneck.*",
 )
+# what each kind of training is done on; a class of one's own counts as the one it derives from
+TRAINED_ON = {RLModule: PromptDataModule, SFT: SolutionDataModule, NextToken: TextDataModule}
 OBSERVERS = ("IterationProgress", "UpdateSparsity", "EffectiveRank", "Memory", "CompletionLog")
 
 
@@ -57,7 +65,7 @@ class TrainingCLI(LightningCLI):
             warnings.filterwarnings("ignore", message=message)
         return cls(
             PolicyModule,
-            PromptDataModule,
+            TokenizedDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -76,8 +84,10 @@ class TrainingCLI(LightningCLI):
     def before_fit(self) -> None:
         """Check the disk, then measure the starting policy, so that every curve has its step 0."""
         trainer: Any = self.trainer
+        check_data(self.model, self.datamodule, trained=True)
         if isinstance(self.model, RLModule):
             check_sizes(self.model, self.datamodule, trainer)
+        check_optimizer(trainer, self.model)
         check_disk_space(trainer, self.model)
         if self.config["fit"].get("ckpt_path") is None and not trainer.fast_dev_run:
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
@@ -91,25 +101,66 @@ class TrainingCLI(LightningCLI):
 
     def validate(self, **arguments: Any) -> None:
         """`rlsgd validate`: in full, unlike the validations of a fit."""
+        check_data(self.model, self.datamodule)
         self.model.validates_fully = True
-        self.add_report()
-        self.trainer.validate(**arguments, verbose=False)
+        self.evaluate("validate", arguments, verbose=not self.add_report())
 
     def test(self, **arguments: Any) -> None:
         """`rlsgd test`."""
-        self.add_report()
-        self.trainer.test(**arguments, verbose=False)
+        check_data(self.model, self.datamodule)
+        self.evaluate("test", arguments, verbose=not self.add_report())
 
-    def add_report(self) -> None:
-        """An evaluation is reported whatever callbacks the config lists."""
+    def predict(self, **arguments: Any) -> None:
+        """`rlsgd predict`."""
+        check_data(self.model, self.datamodule)
+        self.evaluate("predict", arguments)
+
+    def evaluate(self, command: str, arguments: dict[str, Any], **options: Any) -> None:
+        """One of the trainer's evaluations."""
+        getattr(self.trainer, command)(**arguments, **options)
+
+    def add_report(self) -> bool:
+        """Report accuracies whatever callbacks the config lists; False where there are none."""
+        if not isinstance(self.model, VerifiableModule):
+            return False
         present: list[Any] = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         if not any(isinstance(callback, EvaluationReport) for callback in present):
             present.append(EvaluationReport())
+        return True
+
+
+def check_data(
+    model: PolicyModule, datamodule: TokenizedDataModule, *, trained: bool = False
+) -> None:
+    """Refuse data that the model cannot be trained on, or evaluated on.
+
+    Raises:
+        ValueError: names both, and the data that it takes.
+    """
+    wanted = next((takes for kind, takes in TRAINED_ON.items() if isinstance(model, kind)), None)
+    kinds = (TextDataModule, SolutionDataModule, PromptDataModule)  # the last is the second's base
+    given = next((kind for kind in kinds if isinstance(datamodule, kind)), None)
+    if wanted is None or given is None:
+        return  # somebody's own, derived from the base class alone
+    # prompts and solutions are evaluated on the same problems
+    fits = given is wanted if trained else (given is TextDataModule) == (wanted is TextDataModule)
+    if not fits:
+        raise ValueError(
+            f"--data {type(datamodule).__name__} does not go with --model {type(model).__name__}, "
+            f"which takes --data {wanted.__name__}"
+        )
 
 
 def run_seed(seed: bool | int) -> int:
     """`seed_everything` as the seed of what rlsgd draws itself."""
     return int(seed)
+
+
+def check_optimizer(trainer: Any, model: PolicyModule) -> None:
+    """Let an optimizer class with `check_trainer` refuse flags before the base is validated."""
+    for part in getattr(model.optimizer, "args", ()):  # LightningCLI's is a partial of the class
+        if check := getattr(part, "check_trainer", None):
+            check(trainer)
 
 
 def check_disk_space(trainer: Any, model: PolicyModule) -> None:
@@ -118,7 +169,7 @@ def check_disk_space(trainer: Any, model: PolicyModule) -> None:
     Raises:
         ValueError: free space is less than the weights and two optimizer moments take in float32.
     """
-    if not any(isinstance(callback, ModelCheckpoint) for callback in trainer.callbacks):
+    if not any(isinstance(callback, Checkpoint) for callback in trainer.callbacks):
         return
     try:
         weights = LazyTensors.open(model.starting_folder)

@@ -2,11 +2,13 @@
 
 import errno
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_text import prepare_small_text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlsgd import cli, training_cli
@@ -258,3 +260,48 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, capsys):
 
 def test_the_module_runs_as_a_script():
     assert cli.__name__ == "rlsgd.cli" and Path(cli.__file__).name == "cli.py"
+
+
+TEXT = ["--data=TextDataModule", "--data.path=configs", "--trainer.logger=false"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "wanted"),
+    [
+        (["--config", CONFIG, "--model", "NextToken"], "PromptDataModule", "TextDataModule"),
+        (["--model=GRPO", *TEXT], "TextDataModule", "PromptDataModule"),
+        (["--model=SFT", *TEXT], "TextDataModule", "SolutionDataModule"),
+        (["--config", CONFIG, "--model", "SFT"], "PromptDataModule", "SolutionDataModule"),
+        (
+            ["--config", "configs/sft_embedded.yaml", "--model", "GRPO"],
+            "SolutionDataModule",
+            "PromptDataModule",
+        ),
+    ],
+)
+def test_data_that_does_not_go_with_the_model_is_refused(arguments, given, wanted, capsys):
+    assert main(["fit", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert f"--data {given} does not go with --model" in error and f"--data {wanted}" in error
+
+
+def test_evaluation_takes_prompts_or_solutions_but_no_text(capsys):
+    assert main(["validate", "--model=GRPO", *TEXT]) == 2
+    assert "--data TextDataModule does not go with --model GRPO" in capsys.readouterr().err
+    quiet = ["--trainer.logger=false", "--trainer.callbacks=[]", "--data.val_problems=4"]
+    quiet += [SMALL[-1], "--trainer.accelerator=cpu"]
+    assert main(["validate", "--config", CONFIG, "--model", "SFT", *quiet]) == 0
+
+
+def test_the_policys_tokenizer_and_the_seed_reach_text(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLSGD_CACHE", str(tmp_path))
+    prepare_small_text(tmp_path)
+    arguments = ["validate", "--config", "configs/pretrain_small.yaml", "--seed_everything=5"]
+    sizes = ["--data.sequence_length=16", "--trainer.logger=false", "--trainer.callbacks=[]"]
+    run = training_cli.TrainingCLI.run([*arguments, *sizes, SMALL[-1]])
+    assert run.datamodule.tokenizer_path == "small-text-llama"
+    assert run.datamodule.seed == run.model.seed == 5
+    loss = float(run.trainer.callback_metrics["val/loss"])
+    vocabulary = len(run.datamodule.tokenizer)
+    # random weights of this size know nothing: within a few percent of a uniform guess
+    assert loss == pytest.approx(math.log(vocabulary), rel=0.05)

@@ -14,6 +14,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RESERVED_NAMES = {"plots"}
 
+Precision = Literal["fp32", "master", "bf16", "bf16-nearest", "bf16-stochastic"]
+
 
 @dataclass(kw_only=True)
 class Arm:
@@ -24,8 +26,9 @@ class Arm:
         optimizer: Import path of the optimizer class, for example `torch.optim.SGD`.
         learning_rate: A rate, or a list: the arm then becomes one arm for each, `NAME-lrRATE`.
         optimizer_args: The optimizer's other arguments.
-        precision: `fp32` (fp32 weights and compute), `master` (fp32 weights, bf16 compute) or
-            `bf16` (weights stored in bf16).
+        precision: `fp32` (fp32 weights and compute), `master` (fp32 weights, bf16 compute), `bf16`
+            (all in bf16), or `bf16-nearest` and `bf16-stochastic` (fp32 compute, weights rounded to
+            bf16 after each step, to the nearest or at random without bias).
         overrides: Dotted keys of the base config with this arm's values. In their texts `{seed}`
             stands for the run's seed and `{after}` for the folder of the run named by `after`.
         config: The `rlsgd fit` config this arm starts from instead of the study's.
@@ -36,7 +39,7 @@ class Arm:
     optimizer: str
     learning_rate: float | list[float]
     optimizer_args: dict[str, Any] = field(default_factory=dict)
-    precision: Literal["fp32", "master", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     overrides: dict[str, Any] = field(default_factory=dict)
     config: str | None = None
     after: str | None = None

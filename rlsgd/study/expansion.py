@@ -11,9 +11,18 @@ from typing import Any
 
 import yaml
 
-from rlsgd.study.arms import Arm, Study
+from rlsgd.study.arms import Arm, Precision, Study
 
-TRAINER_PRECISION = {"fp32": "32-true", "master": "bf16-mixed", "bf16": "bf16-true"}
+_COMPUTE, _WEIGHTS = "trainer.precision", "model.init_args.weight_rounding"
+
+# what each precision of an arm sets in the config
+PRECISIONS: dict[Precision, dict[str, str | None]] = {
+    "fp32": {_COMPUTE: "32-true", _WEIGHTS: None},
+    "master": {_COMPUTE: "bf16-mixed", _WEIGHTS: None},
+    "bf16": {_COMPUTE: "bf16-true", _WEIGHTS: None},
+    "bf16-nearest": {_COMPUTE: "32-true", _WEIGHTS: "nearest"},
+    "bf16-stochastic": {_COMPUTE: "32-true", _WEIGHTS: "stochastic"},
+}
 
 # What the study decides for every run; an override of these would falsify the report.
 _OWNED = {
@@ -22,6 +31,7 @@ _OWNED = {
     ("trainer", "logger"): "out",
     ("trainer", "precision"): "arms.precision",
     ("model", "init_args", "optimizer"): "arms.optimizer and arms.optimizer_args",
+    ("model", "init_args", "weight_rounding"): "arms.precision",
 }
 
 
@@ -128,7 +138,7 @@ def _overlay(study: Study, arm: Arm, seed: int, out: Path) -> dict[str, Any]:
     owned = {
         "seed_everything": seed,
         "trainer.default_root_dir": folder,
-        "trainer.precision": TRAINER_PRECISION[arm.precision],
+        **PRECISIONS[arm.precision],
         "trainer.logger": loggers,
         "model.init_args.optimizer": optimizer,
     }

@@ -1,8 +1,10 @@
+from typing import get_args
+
 import pytest
 import yaml
 
-from rlsgd.study.arms import load_study
-from rlsgd.study.expansion import expand_runs
+from rlsgd.study.arms import Precision, load_study
+from rlsgd.study.expansion import PRECISIONS, expand_runs
 
 SGD = {"name": "sgd", "optimizer": "torch.optim.SGD", "learning_rate": 0.1}
 
@@ -25,7 +27,8 @@ def test_the_overlay_of_a_run_by_value(write_study, tmp_path):
                 "optimizer": {
                     "class_path": "torch.optim.SGD",
                     "init_args": {"lr": 0.1, "momentum": 0.9},
-                }
+                },
+                "weight_rounding": None,
             }
         },
         "trainer": {
@@ -47,21 +50,31 @@ def test_the_overlay_of_a_run_by_value(write_study, tmp_path):
     assert (str(run.folder), run.max_epochs) == (folder, 5)
 
 
-def test_precision_regimes_are_lightnings(write_study):
-    arms = [SGD | {"name": p, "precision": p} for p in ("fp32", "master", "bf16")]
+def test_precision_regimes_by_value(write_study):
+    regimes = {
+        "fp32": ("32-true", None),
+        "master": ("bf16-mixed", None),
+        "bf16": ("bf16-true", None),
+        "bf16-nearest": ("32-true", "nearest"),
+        "bf16-stochastic": ("32-true", "stochastic"),
+    }
+    arms = [SGD | {"name": precision, "precision": precision} for precision in regimes]
     runs = expand_runs(load_study(write_study(arms=arms, seeds=[0])))
-    assert [run.overlay["trainer"]["precision"] for run in runs] == [
-        "32-true",
-        "bf16-mixed",
-        "bf16-true",
-    ]
-    assert [run.max_epochs for run in runs] == [2, 2, 2]  # from the base config
+    for run, regime in zip(runs, regimes.values(), strict=True):
+        model = run.overlay["model"]["init_args"]
+        assert (run.overlay["trainer"]["precision"], model["weight_rounding"]) == regime
+    assert [run.max_epochs for run in runs] == [2] * 5  # from the base config
+    assert set(get_args(Precision)) == set(PRECISIONS) == set(regimes)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"trainer.precision": "16-true"}, "trainer.precision, which the study sets"),
+        (
+            {"model.init_args.weight_rounding": "nearest"},
+            "model.init_args.weight_rounding, which the study sets: use arms.precision",
+        ),
         ({"trainer": {"logger": False}}, "trainer.logger, which the study sets"),
         ({"trainer.logger+": []}, "trainer.logger, which the study sets"),
         ({"model.init_args.optimizer.init_args.lr": 1}, "use arms.optimizer"),
