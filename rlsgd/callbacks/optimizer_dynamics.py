@@ -55,8 +55,9 @@ class OptimizerDynamics(ModelCallback):
 
     In full by layer, kind and tensor in `optimizer_dynamics.jsonl`. An optimizer without v has no
     sqrt(v); with `shadow` it is that of an Adam which gets the same gradients and moves nothing.
-    What has no gradient at the measured step is left out; an optimizer that applies gradients
-    during the backward pass leaves none to measure. The momentum before the step waits on disk.
+    What has no gradient at the measured step is left out. An optimizer that applies gradients
+    during the backward pass leaves none to measure, and is refused. The momentum before the step
+    waits on disk.
 
     Args:
         every_n_epochs: cadence; the last epoch is always measured.
@@ -121,6 +122,12 @@ class OptimizerDynamics(ModelCallback):
     # ---- what is looked at, and when
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if any(hasattr(optimizer, "gradient_norm") for optimizer in trainer.optimizers):
+            raise ValueError(
+                "--trainer.callbacks OptimizerDynamics: the optimizer applies gradients during the "
+                "backward pass and leaves none to measure; use torch.optim.SGD, whose steps are "
+                "the same, or leave the callback out"
+            )
         self.step = trainer.global_step
         model = self.measured(pl_module)
         self.head = HeadGradient(model)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from rlsgd.callbacks import OptimizerDynamics
 from rlsgd.models import completion_logprobs
-from rlsgd.optimizers import OptimizerContainer
+from rlsgd.optimizers import FusedBackwardSGD, OptimizerContainer
 
 STEPS = 4
 QUERY = "model.layers.0.self_attn.q_proj.weight"
@@ -261,3 +261,9 @@ def test_spikes_figures_and_nothing_left_behind(tiny_llama: Path, tmp_path: Path
 def test_nonsense_is_refused(settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=rf"OptimizerDynamics\.{message}"):
         OptimizerDynamics(**settings)
+
+
+def test_gradients_that_are_gone_are_not_measured_as_none(tiny_llama: Path, tmp_path: Path):
+    message = r"^--trainer.callbacks OptimizerDynamics: the optimizer applies gradients during"
+    with pytest.raises(ValueError, match=message):
+        run(tiny_llama, tmp_path, FusedBackwardSGD, gradient_clip_val=None)

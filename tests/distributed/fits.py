@@ -15,6 +15,7 @@ from rlsgd.algorithms import GRPO, PPO
 from rlsgd.data import PromptDataModule
 from rlsgd.data.tasks.base import Task
 from rlsgd.distributed import derived_seed, full_parameters
+from rlsgd.optimizers import FusedBackwardSGD
 from rlsgd.problems import Problem
 from rlsgd.rewards.base import Reward
 from rlsgd.rollout.sampler import assemble, left_pad
@@ -70,6 +71,10 @@ def adamw(parameters: Any) -> AdamW:
     return AdamW(parameters, lr=2.0**-10, eps=1e-4)  # near 0 the sign of rounding would be a step
 
 
+def fused(parameters: Any) -> FusedBackwardSGD:
+    return FusedBackwardSGD(parameters, lr=2.0**-4, gradient_clip_val=0.5)
+
+
 # name -> algorithm, model fixture, options of the module, options of the trainer
 CASES: dict[str, tuple[Any, str, dict[str, Any], dict[str, Any]]] = {
     "grpo": (
@@ -84,6 +89,7 @@ CASES: dict[str, tuple[Any, str, dict[str, Any], dict[str, Any]]] = {
         {"optimizer": adamw, "activation_checkpointing": True},
         {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
     ),
+    "grpo_fused": (GRPO, "tiny_llama", {"optimizer": fused, "kl_coef": 0.1}, {}),
     "grpo_gpt2": (GRPO, "tiny_gpt2", {"entropy_coef": 0.1}, {"gradient_clip_val": 0.5}),
     "ppo": (
         PPO,
