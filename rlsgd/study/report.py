@@ -19,6 +19,9 @@ from rlsgd.study.summary import (
 )
 from rlsgd.study.tables import change, horizon, number, seed_count, shown, significant, table
 
+# columns that supervised training has nothing for
+_REWARD_CHANGE, _LAST_REWARD = "reward, first → last epoch", "reward of the last epoch"
+
 
 def markdown_report(results: dict[str, Any], plots: Sequence[tuple[str, str]]) -> str:
     """The whole of report.md.
@@ -33,7 +36,7 @@ def markdown_report(results: dict[str, Any], plots: Sequence[tuple[str, str]]) -
         _head(results),
         "## Outcome",
         _rates_line(results),
-        table(*_outcome_rows(arms, score)),
+        table(*_outcome_rows(arms, score), optional=_REWARD_CHANGE),
         _seeds_line(results),
         *_differences(results, arms, score),
         *_sweep_tables(results, arms, score),
@@ -98,7 +101,7 @@ def _seeds_line(results: dict[str, Any]) -> str:
 
 def _outcome_rows(arms: Sequence[ArmSummary], score: Score) -> tuple[list[str], list[list[str]]]:
     header = ["arm", "optimizer", "learning rate", "precision", "seeds"]
-    header += ["reward, first → last epoch", f"{score.label}, base → final"]
+    header += [_REWARD_CHANGE, f"{score.label}, base → final"]
     return header, [
         [
             arm["name"],
@@ -152,10 +155,10 @@ def _sweep_tables(results: dict[str, Any], arms: Sequence[ArmSummary], score: Sc
             ]
             for arm in rates
         ]
-        header = ["learning rate", "seeds", f"final {score.label}", "reward of the last epoch", ""]
+        header = ["learning rate", "seeds", f"final {score.label}", _LAST_REWARD, ""]
         parts += [
             f"## Learning rates of {name} ({rates[0]['optimizer']}, {rates[0]['precision']})",
-            table(header, rows),
+            table(header, rows, optional=_LAST_REWARD),
         ]
     return [*parts, _rates_line(results), f"Best: {best_rule(score)}"] if parts else []
 

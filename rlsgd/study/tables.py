@@ -51,6 +51,13 @@ def number(value: float | None, scale: float, digits: int, *, sign: bool = False
     return MISSING if value is None else f"{scale * value:{'+' if sign else ''}.{digits}f}"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, optional: str = "") -> str:
+    """A table in Markdown; the column headed `optional` only if a row has something to show there."""
+    empty = {MISSING, f"{MISSING} → {MISSING}"}
+    kept = [
+        index
+        for index, title in enumerate(header)
+        if title != optional or {row[index] for row in rows} - empty
+    ]
+    lines = [[line[i] for i in kept] for line in (header, ["---"] * len(header), *rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

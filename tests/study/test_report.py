@@ -1,6 +1,8 @@
 import struct
 from pathlib import Path
 
+from rlsgd.study.tables import table
+
 SGD = {"name": "sgd", "optimizer": "torch.optim.SGD", "learning_rate": 0.01}
 
 
@@ -105,3 +107,10 @@ def width_and_height(path: Path) -> tuple[int, int]:
     data = path.read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     return struct.unpack(">II", data[16:24])
+
+
+def test_a_column_that_nobody_has_anything_for_is_left_out():
+    rows = [["a", "n/a"], ["b", "n/a → n/a"]]
+    assert table(["arm", "reward"], rows, optional="reward") == "| arm |\n| --- |\n| a |\n| b |"
+    assert "| a | n/a |" in table(["arm", "reward"], rows)
+    assert "| a | n/a |" in table(["arm", "reward"], [*rows, ["c", "0.5"]], optional="reward")
