@@ -52,7 +52,7 @@ def number(value: float | None, scale: float, digits: int, *, sign: bool = False
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, optional: str = "") -> str:
-    """A table in Markdown; the column headed `optional` only if a row has something to show there."""
+    """A table in Markdown; the column `optional` only if a row has something to show there."""
     empty = {MISSING, f"{MISSING} → {MISSING}"}
     kept = [
         index
