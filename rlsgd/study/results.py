@@ -59,14 +59,15 @@ def read_metrics(path: Path) -> Rows:
 
 
 def epoch_series(rows: Rows, column: str) -> Series:
-    """A column by epochs trained: the last value of each epoch, and at 0 that of step 0.
+    """A column by epochs trained: the last value of each epoch, and at 0 the first of step 0.
 
-    Only validation knows the base model, so only `val/` columns have a 0.
+    Only validation knows the base model, so only `val/` columns have a 0. Where the first epoch has
+    one step, Lightning gives the validation after it step 0 again.
     """
     series: Series = {}
     for row in rows:
         if column in row:
-            is_base = column.startswith("val/") and row["step"] == 0
+            is_base = column.startswith("val/") and row["step"] == 0 and 0 not in series
             series[0 if is_base else int(row["epoch"]) + 1] = row[column]
     return series
 

@@ -101,6 +101,14 @@ def test_series_count_epochs_trained_and_only_validation_knows_the_base(run):
     assert epoch_series(rows, "update/unchanged_fp32") == {1: 0.75, 2: 0.5, 3: 0.25}
 
 
+def test_a_first_epoch_of_one_step_is_not_taken_for_the_base(tmp_path):
+    """Lightning's rows where every epoch has one step and is validated."""
+    table = "epoch,step,val/accuracy\n0,0,0.25\n0,0,0.375\n1,1,0.5\n"
+    (tmp_path / "metrics.csv").write_text(table)
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert epoch_series(rows, "val/accuracy") == {0: 0.25, 1: 0.375, 2: 0.5}
+
+
 def test_a_critic_is_recorded_and_reported_beside_the_policy(study, run):
     (run.folder / "metrics.csv").write_text(
         "epoch,step,update/unchanged_fp32,value_update/unchanged_fp32,value_update/unchanged_bf16\n"
