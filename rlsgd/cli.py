@@ -29,7 +29,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit status (3 where training diverged)."""
+    """Run a command; returns the exit status: 3 where training diverged, 130 or 143 by a signal."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(HELP)
@@ -56,11 +56,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(argv: list[str]) -> int:
     """`fit`, `validate`, `test` or `predict` through LightningCLI."""
+    from rlsgd.resume.signals import exit_code
     from rlsgd.training_cli import TrainingCLI
     from rlsgd.types import DivergedError
 
     try:
         TrainingCLI.run(argv)
+    except (KeyboardInterrupt, SystemExit) as end:
+        if (code := exit_code(end)) is None:
+            raise
+        return code
     except DivergedError as error:
         print(f"rlsgd: diverged: {error}", file=sys.stderr)
         return DivergedError.EXIT_CODE

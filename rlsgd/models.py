@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -73,7 +74,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """
     folder = resolve_model(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"--model.policy {path}: no tokenizer could be loaded: {error}") from error
     if tokenizer.eos_token_id is None:
@@ -108,7 +109,7 @@ def load_policy(path: str, *, random_weights: bool = False) -> PreTrainedModel:
                 folder, config=config, dtype=torch.float32, output_loading_info=True
             )
             policy, missing = loaded[0], sorted(loaded[1]["missing_keys"])
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"--model.policy {path}: the model could not be loaded: {error}"
         ) from error
@@ -130,7 +131,7 @@ def load_reference(path: str) -> PreTrainedModel:
 
 def load_config(folder: str) -> PretrainedConfig:
     """A model's config with every dropout and jitter 0."""
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     _zero_noise(config)
     return config
 

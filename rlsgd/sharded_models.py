@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -108,7 +109,7 @@ def _readable_tensors(policy: PreTrainedModel, folder: str) -> LazyTensors | Non
     """The tensors on disk if they are the model's own, by name, shape and meaning."""
     try:
         on_disk = LazyTensors.open(folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, SafetensorError):  # the first rank says what is wrong
         return None
     transforms = get_model_conversion_mapping(policy, add_legacy=False)
     if any(isinstance(transform, WeightConverter) for transform in transforms):

@@ -18,9 +18,8 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map
 
 from rlsgd.distributed import local_shard, whole
+from rlsgd.shard_index import META, UnsafeIndexError, read_index
 from rlsgd.sharding import Sharding, is_sharded, shard_like
-
-METADATA = "meta.pt"  # what Lightning recognizes a distributed checkpoint by
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -126,7 +125,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         dcp.save(by_name(checkpoint.pop("state_dict"), optimizers), checkpoint_id=path)
         if self.is_global_zero:  # of the tensors, which are in the shards, only their shapes
             checkpoint["optimizer_states"] = tree_map(_shape_of, optimizers)
-            torch.save(checkpoint, path / METADATA)
+            torch.save(checkpoint, path / META)
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
@@ -141,12 +140,17 @@ class FSDP2Strategy(ModelParallelStrategy):
         """
         path = Path(self.broadcast(checkpoint_path))
         flag = f"--ckpt_path {path}"
-        if not (path.is_file() or (path / METADATA).is_file()):
-            raise ValueError(f"{flag}: neither a checkpoint file nor a folder with {METADATA}")
+        if not (path.is_file() or (path / META).is_file()):
+            raise ValueError(f"{flag}: neither a checkpoint file nor a folder with {META}")
+        if path.is_dir():
+            try:
+                read_index(path)
+            except UnsafeIndexError as error:
+                raise ValueError(f"{flag} holds more than tensors: {error}") from error
         assert self.lightning_module is not None
         model = self.lightning_module.state_dict()  # shares storage with the module
         in_shards = path.is_dir()
-        file = path / METADATA if in_shards else path
+        file = path / META if in_shards else path
         checkpoint = torch.load(
             file, mmap=not in_shards, map_location="cpu", weights_only=weights_only
         )

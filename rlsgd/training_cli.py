@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 import shutil
+import signal
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
+import yaml
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from safetensors import SafetensorError
 
 # imported to give classes their short names
 from rlsgd import algorithms, callbacks, data, schedulers  # noqa: F401
 from rlsgd.algorithms import SFT, NextToken, PolicyModule, RLModule, VerifiableModule
 from rlsgd.callbacks import EvaluationReport
+from rlsgd.callbacks.base import run_folder
 from rlsgd.checkpoints import LazyTensors
 from rlsgd.data import (
     PromptDataModule,
@@ -23,6 +29,12 @@ from rlsgd.data import (
     TextDataModule,
     TokenizedDataModule,
 )
+from rlsgd.resume import AtomicCheckpointIO, IterationCheckpoint
+from rlsgd.resume.callback import check_new_folder
+from rlsgd.resume.command_line import is_requeued, last_checkpoint
+from rlsgd.resume.files import publish, read_checkpoint, unfinished
+from rlsgd.resume.history import rewind, start_over
+from rlsgd.resume.signals import Interrupted
 from rlsgd.rollout.loader import check_sizes
 
 # true of every run here, and nothing that a user could act on
@@ -55,6 +67,19 @@ def trainer_defaults() -> dict[str, Any]:
     }
 
 
+class SaveConfig(SaveConfigCallback):
+    """`config.yaml` in the run's folder, by which a run is found again: whole, or as it was."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.already_saved:
+            return
+        folder, name = run_folder(trainer), self.config_filename
+        self.config_filename = unfinished(folder / name).name
+        super().setup(trainer, pl_module, stage)
+        if trainer.is_global_zero:
+            publish(folder / self.config_filename, folder / name)
+
+
 class TrainingCLI(LightningCLI):
     """Policies by class name, data by class name, everything below them by class path."""
 
@@ -70,6 +95,7 @@ class TrainingCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
+            save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": "rlsgd"},
             args=argv,
@@ -89,15 +115,60 @@ class TrainingCLI(LightningCLI):
             check_sizes(self.model, self.datamodule, trainer)
         check_optimizer(trainer, self.model)
         check_disk_space(trainer, self.model)
-        if self.config["fit"].get("ckpt_path") is None and not trainer.fast_dev_run:
+        if not self.resume() and not trainer.fast_dev_run:
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+            if trainer.received_sigterm:  # which a validation does not heed
+                raise Interrupted(signal.SIGTERM, 128 + signal.SIGTERM)
+
+    def resume(self) -> bool:
+        """Check the checkpoint, and take the logs back to it; False without one."""
+        path = self.config["fit"].get("ckpt_path")
+        if path is not None and is_local(path):
+            rewind(self.trainer, Path(path), read_checkpoint(Path(path)))
+        elif self.starts_over:
+            start_over(self.trainer)
+        elif path is None:
+            check_new_folder(self.trainer)
+        return path is not None
+
+    def before_instantiate_classes(self) -> None:
+        """Find the last checkpoint while the loggers' folder can still become its run's."""
+        assert self.subcommand is not None
+        settings = self.config[self.subcommand]
+        is_fit = self.subcommand == "fit"
+        self.starts_over = False
+        path = settings.get("ckpt_path")
+        if path == "last" or (path is None and is_fit and is_requeued()):
+            plain = self._parser(self.subcommand).dump(settings, skip_none=False)
+            last = last_checkpoint(settings, given=yaml.safe_load(plain), go_on=is_fit)
+            settings.ckpt_path = None if last is None else str(last)
+            self.starts_over = last is None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """With atomic writes, and IterationCheckpoint where Lightning would add ModelCheckpoint."""
+        assert self.subcommand is not None
+        settings = self.config_init[self.subcommand]["trainer"]
+        present = settings["callbacks"] or []
+        wanted = self.subcommand == "fit" and settings["enable_checkpointing"] is not False
+        if wanted and not any(isinstance(callback, Checkpoint) for callback in present):
+            kwargs["callbacks"] = [*present, IterationCheckpoint()]
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         skipped = LightningCLI.subcommands()
+        for command in skipped:  # what a checkpoint may hold is not a matter of choice
+            skipped[command] = {*skipped[command], "weights_only"}
         for command in ("validate", "test"):
             skipped[command] = {*skipped[command], "verbose"}  # the report has a table of its own
         return skipped
+
+    def fit(self, **arguments: Any) -> None:
+        """`rlsgd fit`."""
+        self.trainer.fit(**arguments, weights_only=True)
 
     def validate(self, **arguments: Any) -> None:
         """`rlsgd validate`: in full, unlike the validations of a fit."""
@@ -116,8 +187,11 @@ class TrainingCLI(LightningCLI):
         self.evaluate("predict", arguments)
 
     def evaluate(self, command: str, arguments: dict[str, Any], **options: Any) -> None:
-        """One of the trainer's evaluations."""
-        getattr(self.trainer, command)(**arguments, **options)
+        """One of the trainer's evaluations, of a checkpoint that can be read if one is given."""
+        path = arguments.get("ckpt_path")
+        if path is not None and is_local(path):
+            read_checkpoint(Path(path))
+        getattr(self.trainer, command)(**arguments, **options, weights_only=True)
 
     def add_report(self) -> bool:
         """Report accuracies whatever callbacks the config lists; False where there are none."""
@@ -127,6 +201,11 @@ class TrainingCLI(LightningCLI):
         if not any(isinstance(callback, EvaluationReport) for callback in present):
             present.append(EvaluationReport())
         return True
+
+
+def is_local(checkpoint: str) -> bool:
+    """Whether `--ckpt_path` is a file or folder, not an address or one of Lightning's words."""
+    return "://" not in checkpoint and checkpoint not in ("best", "hpc")
 
 
 def check_data(
@@ -173,10 +252,10 @@ def check_disk_space(trainer: Any, model: PolicyModule) -> None:
         return
     try:
         weights = LazyTensors.open(model.starting_folder)
-    except FileNotFoundError:
-        return  # no weights to measure yet: they will be random
+    except (FileNotFoundError, SafetensorError):
+        return  # no weights to measure: they will be random, or are damaged, which loading will say
     needed = 3 * 4 * sum(math.prod(weights.shape(name)) for name in weights.files)
-    root = Path(trainer.default_root_dir).absolute()
+    root = run_folder(trainer).absolute()
     existing = next(folder for folder in (root, *root.parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
     if free < needed:

@@ -1,6 +1,5 @@
 """The command line: errors that name a flag before anything expensive, and exit statuses."""
 
-import errno
 import json
 import math
 from pathlib import Path
@@ -151,27 +150,6 @@ def test_too_little_disk_is_refused_before_training(monkeypatch, capsys, tmp_pat
     arguments = ["--trainer.enable_checkpointing=true", f"--trainer.default_root_dir={tmp_path}"]
     assert fit(*arguments) == 2
     assert "--trainer.default_root_dir" in capsys.readouterr().err
-
-
-def test_a_disk_that_fills_up_names_the_flag_and_keeps_the_last_checkpoint(
-    monkeypatch, capsys, tmp_path
-):
-    from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-
-    save = TorchCheckpointIO.save_checkpoint
-
-    def full(self, checkpoint, path, storage_options=None):
-        if checkpoint["epoch"] >= 1:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        save(self, checkpoint, path, storage_options)
-
-    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", full)
-    arguments = ["--trainer.enable_checkpointing=true", "--trainer.check_val_every_n_epoch=1"]
-    arguments.append(f"--trainer.default_root_dir={tmp_path}")
-    assert fit(*arguments) == 2
-    assert "--trainer.default_root_dir" in capsys.readouterr().err
-    [kept] = tmp_path.rglob("*.ckpt")
-    assert torch.load(kept, weights_only=False)["epoch"] == 0
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import rlsgd
 ROOT = Path(rlsgd.__file__).parent
 FLOORS = (
     {"problems"},  # plain data
-    {"types", "functional", "checkpoints", "layer_kinds", "distributed", "study"},
-    {"schedulers", "optimizers", "sharding", "deltas"},
+    {"types", "functional", "checkpoints", "layer_kinds", "distributed", "shard_index", "study"},
+    {"schedulers", "optimizers", "sharding", "deltas", "weight_sync"},
     {"strategy", "models", "subnetwork", "rewards", "callbacks", "evaluation"},
-    {"sharded_models"},
+    {"sharded_models", "resume"},
     {"rollout", "value_model", "analysis"},
     {"algorithms", "data"},
     {"training_cli", "delta_command"},

@@ -15,8 +15,9 @@ from torch import Tensor
 from rlsgd.callbacks.base import UpdateCallback, log_metrics, run_folder
 from rlsgd.callbacks.scratch import Scratch
 from rlsgd.checkpoints import INDEX, LazyTensors
-from rlsgd.deltas.manifest import tensor_digest
+from rlsgd.deltas.manifest import content_hash, tensor_digest
 from rlsgd.deltas.pack import DeltaWriter, cast, small_files, with_dtype
+from rlsgd.deltas.reader import Delta
 from rlsgd.distributed import full_parameters
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -37,8 +38,9 @@ class DeltaCheckpoint(UpdateCallback):
             weights change; folder and metrics then have its name: `deltas_bfloat16/`,
             `delta_bfloat16/bytes`.
         chain: each delta starts from the policy of the one before it: smaller, but all must be
-            applied in order. A resumed run begins a new chain at the start. The policy of the last
-            delta lies on disk meanwhile.
+            applied in order. A resumed run goes on with its chain where the last delta is of the
+            iteration that it resumes from, and otherwise begins a new one at the start. The policy
+            of the last delta lies on disk meanwhile.
     """
 
     def __init__(
@@ -71,34 +73,61 @@ class DeltaCheckpoint(UpdateCallback):
                 _complete(folder, self.base, pl_module)
             self.base_files = small_files(folder)
             self.base_digests = {name: tensor_digest(self.base[name]) for name in self.base.files}
+        if self.chain and trainer.ckpt_path is not None:
+            self.follow(trainer, pl_module)
+
+    def follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start from the last delta of a resumed run, if that gives the policy as it is now."""
+        digests = {name: tensor_digest(weight) for name, weight in self.result(pl_module)}
+        last = self.folder(trainer) / f"delta-epoch={trainer.current_epoch - 1}.safetensors"
+        follows = (
+            trainer.is_global_zero
+            and last.exists()
+            and Delta(last).manifest.result == content_hash(digests)
+        )
+        if trainer.strategy.broadcast(follows):
+            self.keep(trainer, pl_module)
+            self.base_digests = digests
+            self.base_files = self.result_files(pl_module)
+
+    def folder(self, trainer: Trainer) -> Path:
+        """Where the deltas are; every rank must call it, see `run_folder`."""
+        return run_folder(trainer) / f"deltas{self.suffix}"
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.is_due(trainer):
             return
         started = time.perf_counter()
-        folder = run_folder(trainer) / f"deltas{self.suffix}"
-        path = folder / f"delta-epoch={trainer.current_epoch}.safetensors"
+        path = self.folder(trainer) / f"delta-epoch={trainer.current_epoch}.safetensors"
         if trainer.is_global_zero:
             self.write(path, trainer, pl_module, started)
         else:
             for _ in self.result(pl_module):  # a sharded weight is gathered by all ranks
                 pass
         if self.chain:
-            kept = self.result(pl_module) if trainer.is_global_zero else []
-            self.base = self.scratch.write(trainer, kept)
+            self.keep(trainer, pl_module)
+
+    def keep(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the policy on disk, on the first rank, as the base of the next delta."""
+        kept = (pair for pair in self.result(pl_module) if trainer.is_global_zero)
+        self.base = self.scratch.write(trainer, kept)
+
+    def result_files(self, pl_module: LightningModule) -> dict[str, bytes]:
+        """The small files that belong to the policy in the dtype of the deltas."""
+        module: Any = pl_module
+        return with_dtype(self.base_files, self.dtype or module.policy.dtype)
 
     def write(
         self, path: Path, trainer: Trainer, pl_module: LightningModule, started: float
     ) -> None:
         """Write one delta and log what it cost; on the first rank."""
-        module: Any = pl_module
         with DeltaWriter(path, self.base_digests) as writer:
             for name, weight in self.result(pl_module):
                 before = self.base[name] if name in self.base else None  # noqa: SIM401  (no dict)
                 writer.add(name, weight, before)
             for name in sorted(self.base.files.keys() - writer.manifest.tensors.keys()):
                 writer.remove(name, self.base[name])
-            files = with_dtype(self.base_files, self.dtype or module.policy.dtype)
+            files = self.result_files(pl_module)
             writer.add_files(files, self.base_files)
             size = writer.close()
         entries = writer.manifest.tensors

@@ -46,6 +46,12 @@ class Memory(EveryNEpochs):
         self.with_gradient: list[Tensor] = []
         self.handles: list[RemovableHandle] = []
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"gradient_bytes": self.gradient_bytes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.gradient_bytes = state_dict["gradient_bytes"]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trained = [p for p in pl_module.parameters() if p.requires_grad]
         # Called before the hooks of an optimizer that frees gradients, which come with its step.

@@ -113,10 +113,12 @@ class OptimizerDynamics(ModelCallback):
     def state_dict(self) -> dict[str, Any]:
         counter = self.spikes
         names = ("judged", "spikes", "largest_ratio")
-        return {name: getattr(counter, name) for name in names} | {"recent": list(counter.recent)}
+        counts = {name: getattr(counter, name) for name in names} | {"recent": list(counter.recent)}
+        return {"spikes": counts, "measurements": self.measurements}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for name, value in state_dict.items():
+        self.measurements = state_dict["measurements"]
+        for name, value in state_dict["spikes"].items():
             setattr(self.spikes, name, deque(value) if name == "recent" else value)
 
     # ---- what is looked at, and when

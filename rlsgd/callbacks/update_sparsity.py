@@ -57,6 +57,13 @@ class UpdateSparsity(UpdateCallback):
         self.scratch = Scratch()
         self.before_step: LazyTensors | None = None
 
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"measurements": self.measurements}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.measurements = state_dict["measurements"]
+
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
