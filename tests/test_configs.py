@@ -12,7 +12,10 @@ from rlsgd.study.arms import load_study
 from rlsgd.study.expansion import expand_runs
 from rlsgd.training_cli import TrainingCLI
 
-CONFIGS = sorted(Path("configs").glob("*.yaml"))
+CONFIGS = [
+    pytest.param(path, marks=pytest.mark.vllm if "VLLMSampler" in path.read_text() else ())
+    for path in sorted(Path("configs").glob("*.yaml"))
+]
 STUDIES = sorted(Path("configs/studies").glob("*.yaml"))
 SMALLER = {
     "prompts_per_epoch": 4,
