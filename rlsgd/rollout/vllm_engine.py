@@ -7,6 +7,8 @@ import atexit
 import copy
 import os
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,6 +146,7 @@ class LocalEngine:
             self.llm = LLM(**{**arguments, **engine_args})
         if device.type != "cpu":
             self.ipc = IPCTransfer(self.llm)
+        _report_death(self.llm.llm_engine.engine_core)
         atexit.register(self.close)
 
     def generate(
@@ -184,6 +187,21 @@ class LocalEngine:
         atexit.unregister(self.close)
         self.llm.llm_engine.engine_core.shutdown()
         self.folder.cleanup()
+
+
+def _report_death(client: Any) -> None:
+    """Wake whoever waits for the output of an engine whose process is gone.
+
+    vLLM's client notices that, and its next call says so; but a call under way waits for ever.
+    """
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    def watch() -> None:
+        while not client.resources.engine_dead:
+            time.sleep(1.0)
+        client.outputs_queue.put_nowait(EngineDeadError())
+
+    threading.Thread(target=watch, name="rlsgd-vllm-watch", daemon=True).start()
 
 
 def _completion(output: Any) -> EngineCompletion:

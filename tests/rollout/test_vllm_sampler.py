@@ -6,6 +6,7 @@ embeddings, whose head vLLM packs apart from the embedding on a CPU.
 
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -264,3 +265,15 @@ def test_a_prompt_that_is_too_long_is_refused_before_sampling(sampler, policy):
     flag = r"^--model.sampler.init_args.max_model_len 192: a prompt of 150 tokens .* 60 are 210$"
     with pytest.raises(ValueError, match=flag):
         sample(sampler, policy, tokens=60)
+
+
+def test_an_engine_that_is_killed_at_work_ends_the_run(folder, policy):
+    """vLLM's own client would wait for its output for ever."""
+    sampler = VLLMSampler(max_model_len=192)
+    sample(sampler, policy)
+    manager = sampler.engine.llm.llm_engine.engine_core.resources.engine_manager
+    (core,) = manager.processes
+    threading.Timer(0.3, core.kill).start()
+    with pytest.raises(Exception, match="EngineCore"):
+        for _ in range(1000):
+            sample(sampler, policy, tokens=40)
