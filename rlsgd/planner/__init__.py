@@ -1,0 +1,1 @@
+"""`rlsgd memory`: what training takes of memory and network, by arithmetic alone."""
