@@ -1,19 +1,30 @@
 """Verifiable rewards, and the scorer that survives verifiers which hang, raise or die."""
 
 from rlsgd.rewards.base import Reward
+from rlsgd.rewards.code_asserts import AssertTests
+from rlsgd.rewards.code_stdio import StdioTests
 from rlsgd.rewards.exact import ExactAnswer
 from rlsgd.rewards.format import Format
 from rlsgd.rewards.math import MathVerify
 from rlsgd.rewards.reasoning_gym import ReasoningGymScore
+from rlsgd.rewards.sandbox import Bubblewrap, Unsandboxed
+from rlsgd.rewards.sandbox_container import Container
+from rlsgd.rewards.sandbox_landlock import Landlock
 from rlsgd.rewards.scorer import Scorer
 from rlsgd.rewards.weighted_sum import WeightedSum
 
 __all__ = [
+    "AssertTests",
+    "Bubblewrap",
+    "Container",
     "ExactAnswer",
     "Format",
+    "Landlock",
     "MathVerify",
     "ReasoningGymScore",
     "Reward",
     "Scorer",
+    "StdioTests",
+    "Unsandboxed",
     "WeightedSum",
 ]

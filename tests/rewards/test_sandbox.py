@@ -1,0 +1,147 @@
+"""Which sandbox is taken, what its filter lets pass, and how it says that it does not work."""
+
+import errno
+import platform
+import struct
+import warnings
+from pathlib import Path
+
+import pytest
+from sandboxes import WORKING, run_program
+
+from rlsgd.problems import Problem
+from rlsgd.rewards import Bubblewrap, Landlock, Scorer, StdioTests, Unsandboxed
+from rlsgd.rewards.code import default_sandbox
+from rlsgd.rewards.sandbox_container import Container
+from rlsgd.rewards.sandbox_filter import seccomp_filter
+from rlsgd.rewards.sandbox_session import SandboxError
+
+ALLOW, KILL, REFUSED = 0x7FFF0000, 0x80000000, 0x00050000
+ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+# From the kernel's syscall_64.tbl (x86) and include/uapi/asm-generic/unistd.h
+CALLS = {
+    "x86_64": {
+        "allowed": {"read": 0, "open": 2, "mmap": 9, "execve": 59, "futex": 202, "openat": 257},
+        "refused": {"socket": 41, "fork": 57, "vfork": 58, "kill": 62, "chmod": 90, "ptrace": 101},
+        "clone": 56,
+        "prlimit64": 302,
+    },
+    "aarch64": {
+        "allowed": {"openat": 56, "read": 63, "futex": 98, "mmap": 222, "execve": 221},
+        "refused": {"fchmodat": 53, "ptrace": 117, "kill": 129, "socket": 198, "unshare": 97},
+        "clone": 220,
+        "prlimit64": 261,
+    },
+}
+THREAD, NEW_PROCESS = 0x003D0F00, 17  # the flags of pthread_create, and SIGCHLD alone
+
+
+def verdict(machine, number, first_argument=0, architecture=None):
+    """What the filter says of a call, by interpreting its classic BPF."""
+    steps = list(struct.iter_unpack("=HBBI", seccomp_filter(machine)))
+    words = {0: number, 4: architecture or ARCHITECTURE[machine], 16: first_argument}
+    at, loaded = 0, 0
+    while True:
+        code, if_true, if_false, k = steps[at]
+        at += 1
+        match code:
+            case 0x20:
+                loaded = words[k]
+            case 0x06:
+                return k
+            case 0x15 | 0x35 | 0x45:
+                holds = {0x15: loaded == k, 0x35: loaded >= k, 0x45: bool(loaded & k)}[code]
+                at += if_true if holds else if_false
+            case _:
+                raise AssertionError(f"unknown instruction {code:#x}")
+
+
+@pytest.mark.parametrize("machine", CALLS)
+def test_filter_by_the_kernels_numbers(machine):
+    calls = CALLS[machine]
+    assert {verdict(machine, n) for n in calls["allowed"].values()} == {ALLOW}
+    assert {verdict(machine, n) for n in calls["refused"].values()} == {REFUSED | errno.EPERM}
+    assert verdict(machine, calls["clone"], THREAD) == ALLOW
+    assert verdict(machine, calls["clone"], NEW_PROCESS) == REFUSED | errno.EPERM
+    assert verdict(machine, calls["prlimit64"], 0) == ALLOW
+    assert verdict(machine, calls["prlimit64"], 1) == REFUSED | errno.EPERM
+    for unseen in (435, 463, 0x40000000):  # clone3, the first call after the table, fork by x32
+        assert verdict(machine, unseen) == REFUSED | errno.ENOSYS
+    assert verdict(machine, 0, architecture=0x40000003) == KILL  # 32-bit calls have other numbers
+
+
+def test_machine_of_unknown_calls_is_refused():
+    with pytest.raises(SandboxError, match="x86_64 and aarch64 are known, not of 'riscv64'"):
+        seccomp_filter("riscv64")
+
+
+def test_first_that_works_is_taken(monkeypatch):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert type(default_sandbox(allow_unsandboxed=True)) is WORKING[0]
+    assert bool(caught) == (WORKING[0] is not Bubblewrap)
+
+
+def test_without_bubblewrap_landlock_is_taken_and_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if Landlock in WORKING:
+        with pytest.warns(UserWarning, match="no command `bwrap`.; programs run in Landlock"):
+            assert type(default_sandbox(allow_unsandboxed=True)) is Landlock
+    else:
+        with pytest.raises(ValueError, match="no command `bwrap`"):
+            default_sandbox(allow_unsandboxed=False)
+
+
+def test_nothing_runs_unsandboxed_unless_allowed(monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    with pytest.raises(ValueError, match=r"--data.reward.sandbox: .*apt-get install bubblewrap"):
+        StdioTests()
+    with pytest.warns(UserWarning, match="programs run WITHOUT a sandbox, with your rights"):
+        assert type(StdioTests(allow_unsandboxed=True).sandbox) is Unsandboxed
+
+
+def test_sandbox_that_does_not_work_is_known_before_training(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    reason = r"could not be started .*no command `bwrap`"
+    scorer = Scorer(StdioTests(sandbox=Bubblewrap()))
+    with scorer, pytest.raises(ValueError, match=reason):
+        scorer.wait_until_ready()
+
+
+def test_broken_sandbox_is_a_failure_of_the_verifier_not_of_the_program(monkeypatch, tmp_path):
+    reward = StdioTests(sandbox=Bubblewrap())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    tests = [{"input": "", "output": "1"}]
+    with pytest.raises(SandboxError, match="bwrap"):
+        reward.score("print(1)", Problem("q", "a", {"columns": {"tests": tests}}))
+
+
+def test_reason_of_a_launch_that_fails_is_said(monkeypatch, tmp_path):
+    bwrap = tmp_path / "bwrap"
+    bwrap.write_text("#!/bin/sh\necho 'No permissions to create new namespace' >&2\nexit 1\n")
+    bwrap.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SandboxError, match="No permissions to create new namespace"):
+        Bubblewrap().check()
+
+
+def test_unsandboxed_has_the_limits_and_removes_its_folder():
+    sandbox = Unsandboxed(memory_mb=64)
+    program = "import os\nprint(os.getcwd())\nopen('x', 'w').write('x')\nbytearray(64 * 2**20)"
+    output, code = run_program(sandbox, program)
+    folder = output.decode().strip()
+    assert code == 1
+    assert folder.startswith("/") and "rlsgd-" in folder
+    assert not Path(folder).exists()
+
+
+@pytest.mark.parametrize("flag", ["cpu_seconds", "memory_mb", "scratch_mb", "output_kb"])
+def test_limits_are_positive(flag):
+    with pytest.raises(ValueError, match=f"--data.reward.sandbox.{flag} must be at least 1; got 0"):
+        Bubblewrap(**{flag: 0})
+
+
+def test_container_without_its_engine_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"--data.reward.sandbox.engine: there is no command"):
+        Container("python:3.12-slim", engine="podman")
