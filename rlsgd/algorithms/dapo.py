@@ -110,9 +110,8 @@ class DAPO(GRPO):
 
     def reserve_prompts(self, attempt: int) -> list[Prompt]:
         """Further prompts of this epoch, which no earlier attempt has seen."""
-        data: Any = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         ranks = {"rank": self.global_rank, "world_size": self.trainer.world_size}
-        return data.prompts(self.current_epoch, attempt=attempt, **ranks)
+        return self.task_data.prompts(self.current_epoch, attempt=attempt, **ranks)
 
 
 def _scored_alike(sampled: tuple[Rollouts, Scores], group_size: int) -> Tensor:

@@ -152,6 +152,7 @@ class RLModule(VerifiableModule):
         """
         rollouts, scores = self.collect(prompts, group_size)
         rollouts.metrics.update(rollout_metrics(rollouts, scores, group_size))
+        rollouts.metrics.update(self.task_data.task.metrics(self.current_epoch))
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             if self.reference is not None:
                 rollouts.ref_logprobs = self.logprobs(self.reference, rollouts)
@@ -176,7 +177,9 @@ class RLModule(VerifiableModule):
             temperature=self.temperature,
             seed=derived_seed(self.seed, "rollout", self.current_epoch, self.global_rank, *again),
         )
-        return rollouts, self.score(rollouts)
+        scores = self.score(rollouts)
+        self.task_data.record(prompts, scores, epoch=self.current_epoch)
+        return rollouts, scores
 
     def needs_old_logprobs(self, rollouts: Rollouts) -> bool:
         """Whether the rollout has to be scored by the policy that sampled it before any update."""

@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric
 
 from rlsgd.algorithms.base import PolicyModule
 from rlsgd.distributed import derived_seed
-from rlsgd.evaluation import Estimate, ProblemResults, estimates
+from rlsgd.evaluation import Estimate, ProblemResults, by_benchmark, estimates
 from rlsgd.models import check_positions, stop_token_ids
 from rlsgd.problems import Prompt, Scores
 from rlsgd.rollout.sampler import HFSampler, Sampler
@@ -59,6 +59,11 @@ class VerifiableModule(PolicyModule):
         super().configure_model()
         self.stop_token_ids = stop_token_ids(self.policy, self.tokenizer)
 
+    @property
+    def task_data(self) -> Any:
+        """The data module: the task's problems, and the scorer of their completions."""
+        return self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+
     # ---- sampling and evaluation
 
     def sample(
@@ -88,8 +93,9 @@ class VerifiableModule(PolicyModule):
 
     def score(self, rollouts: Rollouts) -> Scores:
         """Score completions with the data module's reward and store the rewards."""
-        scorer = self.trainer.datamodule.scorer  # pyright: ignore
-        scores = scorer.score(rollouts.completions, [p.problem for p in rollouts.prompts])
+        scores = self.task_data.scorer.score(
+            rollouts.completions, [p.problem for p in rollouts.prompts]
+        )
         rollouts.rewards = torch.tensor(scores.rewards, device=rollouts.input_ids.device)
         return scores
 
@@ -144,7 +150,12 @@ class VerifiableModule(PolicyModule):
             return
         self.eval_values = self.eval_problems.compute()
         self.eval_problems.reset()
-        self.eval_estimates = estimates(self.eval_values, seed=derived_seed(self.seed, "bootstrap"))
+        seed = derived_seed(self.seed, "bootstrap")
+        self.eval_estimates = estimates(self.eval_values, seed=seed)
+        benchmarks = self.task_data.benchmarks(stage)
+        for benchmark, values in by_benchmark(self.eval_values, benchmarks).items():
+            found = estimates(values, seed=seed)
+            self.eval_estimates |= {f"{benchmark}/{name}": one for name, one in found.items()}
         for name, (value, low, high) in self.eval_estimates.items():
             if name != "accuracy":  # which is logged above
                 self.log(f"{stage}/{name}", value, sync_dist=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch.utils.data import DataLoader
 
@@ -11,7 +11,7 @@ from rlsgd.data.base import TokenizedDataModule, batches_of_rank, evaluation_loa
 from rlsgd.data.rendering import PromptRenderer
 from rlsgd.data.tasks.base import Task
 from rlsgd.distributed import derived_seed
-from rlsgd.problems import Problem, Prompt
+from rlsgd.problems import Problem, Prompt, Scores
 from rlsgd.rewards.base import Reward
 from rlsgd.rewards.scorer import Scorer
 from rlsgd.rollout.loader import ExperienceLoader
@@ -132,6 +132,8 @@ class PromptDataModule(TokenizedDataModule):
     ) -> list[Prompt]:
         """This rank's contiguous share of the prompts: a function of (seed, epoch, attempt).
 
+        And of what `record` was told of earlier epochs, if the task adapts to the policy.
+
         Attempt 0 is the epoch's own prompts. The later ones are its reserves, for algorithms that
         replace prompts: each as many again, less those whose question was in an earlier attempt
         of the epoch, and less what cannot be divided among the ranks. A reserve may be empty.
@@ -151,6 +153,33 @@ class PromptDataModule(TokenizedDataModule):
             drawn = self.task.train_problems(seed=seed, epoch=epoch, count=count)
             problems = [problem for problem in drawn if problem.question not in seen]
         return problems
+
+    def record(self, prompts: list[Prompt], scores: Scores, *, epoch: int) -> None:
+        """Let the task learn how many completions of each prompt are correct.
+
+        Args:
+            prompts: this rank's, of one round of sampling.
+            scores: of all their completions, those of a prompt in a row.
+            epoch: the present one.
+        """
+        size = self.group_size
+        correct = [reward >= scores.full_marks for reward in scores.rewards]
+        by_prompt = [sum(correct[i : i + size]) for i in range(0, len(correct), size)]
+        self.task.record([prompt.problem for prompt in prompts], by_prompt, size, epoch=epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the task has learned of the policy; nothing of most tasks."""
+        state = self.task.state_dict()
+        return {"task": state} if state else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.task.load_state_dict(state_dict["task"])
+
+    def benchmarks(self, stage: Literal["val", "test"]) -> list[str | None]:
+        """For each problem of an evaluation the benchmark it is of, as its row says, if any."""
+        prompts = self._held_out_prompts("validation" if stage == "val" else "test")
+        columns = [prompt.problem.metadata.get("columns", {}) for prompt in prompts]
+        return [row.get("benchmark") for row in columns]
 
     def train_dataloader(self) -> ExperienceLoader:
         assert self.trainer is not None

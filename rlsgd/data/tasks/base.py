@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from typing import Any
 
 from rlsgd.problems import Problem
 from rlsgd.rewards.base import Reward
@@ -13,7 +14,9 @@ class Task(ABC):
     """Verifiable problems in three sets without a question in common.
 
     The methods are pure: whatever was called before, and in whichever process, the same arguments
-    give the same problems. Resuming, comparing optimizers and sharding rest on that.
+    give the same problems. Resuming, comparing optimizers and sharding rest on that. Where a task
+    adapts to the policy, the training problems of an epoch depend on what was recorded of earlier
+    epochs as well, and `state_dict` has all of that.
     """
 
     def prepare(self) -> None:
@@ -34,6 +37,29 @@ class Task(ABC):
 
     def default_reward(self) -> Reward | None:
         """The reward that belongs to the task, if there is one."""
+        return None
+
+    # ---- for tasks that adapt to the policy
+
+    def record(
+        self, problems: list[Problem], correct: list[int], group_size: int, *, epoch: int
+    ) -> None:
+        """Learn how many of the `group_size` completions of each problem were correct.
+
+        Every rank calls it with its own, as often as the others.
+        """
+        return None
+
+    def metrics(self, epoch: int) -> dict[str, float]:
+        """What there is to log of the problems of an epoch, the same on every rank."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was learned, as plain data for the checkpoint; the same on every rank."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
         return None
 
 
