@@ -1,0 +1,30 @@
+"""What a run leaves beside its configuration: the command, the versions and the machine."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rlsgd.study.results import machine, versions
+
+FILE = "provenance.json"
+
+
+def write_provenance(folder: Path, arguments: Sequence[str]) -> None:
+    """Write `provenance.json`, for `rlsgd report` and for whoever repeats the run.
+
+    Args:
+        folder: The run's.
+        arguments: What followed `rlsgd` on the command line.
+    """
+    record = {
+        "command": shlex.join(["rlsgd", *arguments]),
+        "versions": versions(),
+        "machine": machine(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
