@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: help quickstart test test-vllm vllm-cpu lint format smollm2 embedded clean
+.PHONY: help quickstart test test-vllm vllm-cpu docs lint format smollm2 embedded clean
 
 help:
 	@echo "make quickstart   set up .venv, then GRPO on the embedded model: AdamW against SGD, 3 seeds"
 	@echo "make test         set up .venv, then lint, types and tests"
 	@echo "make vllm-cpu     set up .venv-vllm, where rlsgd samples with vLLM on a CPU"
 	@echo "make test-vllm    the tests that need vLLM, against the real engine"
+	@echo "make docs         the documentation as a site: site/index.html"
 	@echo "make lint | format"
 	@echo "make smollm2      prepare SmolLM2-135M-Instruct in the cache"
 	@echo "make embedded     recreate the embedded model from nothing"
@@ -53,6 +54,9 @@ test: lint test-vllm
 
 test-vllm: .venv-vllm/ready
 	OMP_NUM_THREADS=1 $(VLLM)/python -m pytest -m vllm tests/rollout tests/test_configs.py
+
+docs: .venv/dev
+	$(BIN)/zensical build --strict --clean
 
 smollm2: .venv/dev
 	$(BIN)/python tools/prepare_smollm2.py

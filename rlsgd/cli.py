@@ -17,8 +17,11 @@ commands:
   test       the same on the test problems; --model.eval_samples 8 adds avg@8, pass@k, majority@8
   predict    write greedy completions of the test problems to predictions.jsonl
   analyze    what tuning did to a checkpoint's weights: rlsgd analyze BASE TUNED
+  data       fetch, check and clean the papers' data sets: rlsgd data list
   delta      what changed between two checkpoints, as a small exact file: rlsgd delta --help
+  memory     what training takes of memory and network: rlsgd memory --model qwen3-1.7b
   study      run the arms of a study and report: rlsgd study configs/studies/quickstart.yaml
+  report     finished studies and runs on one HTML page: rlsgd report runs/quickstart
 
 rlsgd COMMAND --help lists a command's flags; rlsgd fit --model.help GRPO those of a class.
 """
@@ -47,10 +50,22 @@ def main(argv: list[str] | None = None) -> int:
         from rlsgd.analysis.command import main as analyze
 
         return analyze(argv[1:])
+    if argv[0] == "data":
+        from rlsgd.data_command import main as data
+
+        return data(argv[1:])
     if argv[0] == "delta":
         from rlsgd.delta_command import main as delta
 
         return delta(argv[1:])
+    if argv[0] == "memory":
+        from rlsgd.planner.command import main as memory
+
+        return memory(argv[1:])
+    if argv[0] == "report":
+        from rlsgd.html_report.command import main as report
+
+        return report(argv[1:])
     return train(argv)
 
 

@@ -71,7 +71,8 @@ class ProblemResults(Metric):
         if n:
             correct = joined(self.sampled)
             values[f"avg@{n}"] = avg_at_k(correct)
-            values |= {f"pass@{k}": pass_at_k(n, correct.sum(1), k) for k in powers_of_two(n)}
+            sizes = sorted({*powers_of_two(n), n})
+            values |= {f"pass@{k}": pass_at_k(n, correct.sum(1), k) for k in sizes}
             values[f"majority@{n}"] = joined(self.majority)
         return values
 
@@ -84,6 +85,23 @@ def joined(state: list[Tensor] | Tensor) -> Tensor:
 def powers_of_two(largest: int) -> list[int]:
     """1, 2, 4 ... up to `largest`."""
     return [1 << i for i in range(largest.bit_length())]
+
+
+def by_benchmark(
+    values: dict[str, Tensor], benchmarks: Sequence[str | None]
+) -> dict[str, dict[str, Tensor]]:
+    """The metrics of each benchmark's own problems.
+
+    Args:
+        values: each metric's value [P].
+        benchmarks: P names; None for a problem that belongs to none.
+    """
+    names = sorted({name for name in benchmarks if name is not None})
+    places = {n: [i for i, own in enumerate(benchmarks) if own == n] for n in names}
+    return {
+        name: {metric: per_problem.reshape(-1)[where] for metric, per_problem in values.items()}
+        for name, where in places.items()
+    }
 
 
 def estimates(values: dict[str, Tensor], *, seed: int) -> dict[str, Estimate]:

@@ -26,6 +26,7 @@ EMBEDDED = Path(__file__).parent / "assets" / "embedded"
 PREPARED_BY = {
     "smollm2-135m-instruct": "tools/prepare_smollm2.py",
     "small-text-llama": "tools/prepare_text.py",
+    **dict.fromkeys(("llama-c4-130m", "llama-c4-350m", "llama-c4-1b"), "tools/prepare_c4.py"),
 }
 
 

@@ -29,6 +29,7 @@ from rlsgd.data import (
     TextDataModule,
     TokenizedDataModule,
 )
+from rlsgd.provenance import write_provenance
 from rlsgd.resume import AtomicCheckpointIO, IterationCheckpoint
 from rlsgd.resume.callback import check_new_folder
 from rlsgd.resume.command_line import is_requeued, last_checkpoint
@@ -107,6 +108,10 @@ class TrainingCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=run_seed)
         parser.set_defaults(trainer_defaults())
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.argv = list(args)
+        super().parse_arguments(parser, args)
+
     def before_fit(self) -> None:
         """Check the disk, then measure the starting policy, so that every curve has its step 0."""
         trainer: Any = self.trainer
@@ -115,7 +120,12 @@ class TrainingCLI(LightningCLI):
             check_sizes(self.model, self.datamodule, trainer)
         check_optimizer(trainer, self.model)
         check_disk_space(trainer, self.model)
-        if not self.resume() and not trainer.fast_dev_run:
+        resumed = self.resume()
+        if not trainer.fast_dev_run:
+            folder = run_folder(trainer)  # on every rank
+            if trainer.is_global_zero:
+                write_provenance(folder, self.argv)
+        if not resumed and not trainer.fast_dev_run:
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
             if trainer.received_sigterm:  # which a validation does not heed
                 raise Interrupted(signal.SIGTERM, 128 + signal.SIGTERM)

@@ -3,13 +3,15 @@
 from rlsgd.data.base import TokenizedDataModule
 from rlsgd.data.prompts import PromptDataModule
 from rlsgd.data.solutions import SolutionDataModule
-from rlsgd.data.tasks import DatasetTask, ReasoningGym, Task
+from rlsgd.data.tasks import AdaptiveReasoningGym, DatasetTask, ReasoningGym, SmallPrograms, Task
 from rlsgd.data.text import TextDataModule
 
 __all__ = [
+    "AdaptiveReasoningGym",
     "DatasetTask",
     "PromptDataModule",
     "ReasoningGym",
+    "SmallPrograms",
     "SolutionDataModule",
     "Task",
     "TextDataModule",

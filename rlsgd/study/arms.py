@@ -79,6 +79,22 @@ class Arm:
 
 
 @dataclass(kw_only=True)
+class Evaluation:
+    """What `rlsgd test` measures of every policy that a study has trained.
+
+    Args:
+        name: Names it in the report, and the folder of each of its runs.
+        overrides: Dotted keys of the base config with the evaluation's values.
+    """
+
+    name: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require_folder_name("evaluations.name", self.name)
+
+
+@dataclass(kw_only=True)
 class Study:
     """Arms that share base weights, prompts and their order, and the seeds to repeat them with.
 
@@ -100,6 +116,10 @@ class Study:
         measures: Further logged metrics for a table of the report, such as `update/displacement`.
         match: A metric that grows while a run trains, such as `update/displacement`: the report
             then also compares all arms where it has the same value, whatever epoch that was.
+        evaluations: What `rlsgd test` measures of every trained policy, with `name` and
+            `overrides`; the configs need the callback HFExport.
+        published: File of published tables, relative to the study file.
+        published_tables: Those that the report shows beside this study's numbers.
     """
 
     name: str
@@ -115,6 +135,9 @@ class Study:
     score: Literal["accuracy", "loss"] = "accuracy"
     measures: list[str] = field(default_factory=list)
     match: str | None = None
+    evaluations: list[Evaluation] = field(default_factory=list)
+    published: str | None = None
+    published_tables: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _require_folder_name("name", self.name)
@@ -140,6 +163,10 @@ class Study:
             above += [single.name for single in arm.expand()]
         if not self.seeds or min(self.seeds) < 0 or _repeated(self.seeds) is not None:
             raise ValueError(f"seeds must be different whole numbers from 0, not {self.seeds}")
+        if (twice := _repeated([evaluation.name for evaluation in self.evaluations])) is not None:
+            raise ValueError(f"evaluations.name {twice!r} appears more than once")
+        if self.published_tables and self.published is None:
+            raise ValueError("published_tables needs published: the file that has them")
         for key in ("jobs", "threads_per_job"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, not {getattr(self, key)}")
@@ -180,6 +207,8 @@ def load_study(path: Path, **changes: Any) -> Study:
         arm if arm.config is None else replace(arm, config=_config_file(path, arm.config))
         for arm in study.arms
     ]
+    if study.published is not None:
+        given["published"] = str((path.parent / study.published).resolve())
     return replace(study, config=_config_file(path, study.config), arms=arms, **given)
 
 

@@ -9,18 +9,21 @@ import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from rich.console import Console
 
-from rlsgd.study.arms import Arm, Study, load_study
+from rlsgd.study.arms import Arm, Evaluation, Study, load_study
+from rlsgd.study.evaluations import evaluation_record, evaluation_runs
 from rlsgd.study.expansion import expand_runs
 from rlsgd.study.matched import add_matched
 from rlsgd.study.plots import draw_plots
 from rlsgd.study.progress import StudyProgress
+from rlsgd.study.published import beside_published, published_tables, published_terminal
 from rlsgd.study.report import markdown_report, terminal_table
 from rlsgd.study.results import read_metrics, run_record, study_record
-from rlsgd.study.runner import FIT_COMMAND, Interrupted, run_all
+from rlsgd.study.runner import FIT_COMMAND, TEST_COMMAND, Interrupted, run_all
 from rlsgd.study.scores import SCORES
 
 _DESCRIPTION = """\
@@ -35,12 +38,18 @@ class _HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """Keeps the line breaks of description and epilog."""
 
 
-def main(argv: Sequence[str], *, command: Sequence[str] = FIT_COMMAND) -> int:
+def main(
+    argv: Sequence[str],
+    *,
+    command: Sequence[str] = FIT_COMMAND,
+    test_command: Sequence[str] = TEST_COMMAND,
+) -> int:
     """Run `rlsgd study` and return its exit status.
 
     Args:
         argv: What follows `rlsgd study`.
         command: What a run launches, with `--config BASE --config OVERLAY` behind it.
+        test_command: The same for an evaluation of what a run has trained.
     """
     arguments = _parser().parse_args(list(argv))
     console = Console()
@@ -51,18 +60,20 @@ def main(argv: Sequence[str], *, command: Sequence[str] = FIT_COMMAND) -> int:
             jobs=arguments.jobs,
             seeds=arguments.seeds,
         )
+        tables = published_tables(study)
         runs = expand_runs(study)
+        tests = [evaluation_runs(study, run) for run in runs]
         out = study.folder.resolve()
-        with StudyProgress(len(runs), console) as progress:
-            outcomes = run_all(
-                runs,
-                out,
-                progress,
-                jobs=study.jobs,
-                threads_per_job=study.threads_per_job,
-                force=arguments.force,
-                command=command,
-            )
+        how: dict[str, Any] = {
+            "jobs": study.jobs,
+            "threads_per_job": study.threads_per_job,
+            "force": arguments.force,
+        }
+        with StudyProgress(len(runs) + sum(map(len, tests)), console) as progress:
+            outcomes = run_all(runs, out, progress, command=command, **how)
+            trained = zip(tests, outcomes, strict=True)
+            due = [test for own, end in trained if end.status == "finished" for test in own]
+            tested = run_all(due, out, progress, command=test_command, **how)
     except ValueError as error:
         print(f"rlsgd study: error: {error}", file=sys.stderr)
         return 2
@@ -74,17 +85,23 @@ def main(argv: Sequence[str], *, command: Sequence[str] = FIT_COMMAND) -> int:
     metrics = [read_metrics(run.folder / "metrics.csv") for run in runs]
     results = study_record(study, shlex.join(["rlsgd", "study", *argv]), records)
     results["study"]["matched"] = add_matched(study, records, metrics)
+    ends = {test.folder: end for test, end in zip(due, tested, strict=True)}
+    for record, own in zip(records, tests, strict=True):
+        record["evaluations"] = evaluation_record(own, ends)
+    results["study"]["published"] = beside_published(tables, results)
     (out / "results.json").write_text(
         json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8"
     )
     plots = draw_plots(records, metrics, out, SCORES[study.score], study.match)
     (out / "report.md").write_text(markdown_report(results, plots), encoding="utf-8")
     console.print(terminal_table(results))
+    for beside in results["study"]["published"]:
+        console.print(published_terminal(beside))
     console.print(f"report: {study.folder / 'report.md'}", soft_wrap=True)
     if plots:
         console.print(f"plots: {(study.folder / plots[0][1]).parent}", soft_wrap=True)
     console.print(f"TensorBoard: tensorboard --logdir {study.folder}", soft_wrap=True)
-    return int(any(outcome.status == "failed" for outcome in outcomes))
+    return int(any(outcome.status == "failed" for outcome in (*outcomes, *tested)))
 
 
 def _parser() -> ArgumentParser:
@@ -103,7 +120,7 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-_FILE = {"CONFIG:": Study, "each of its arms:": Arm}
+_FILE = {"CONFIG:": Study, "each of its arms:": Arm, "each of its evaluations:": Evaluation}
 
 
 def _arguments(kind: type) -> str:

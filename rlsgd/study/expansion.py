@@ -13,15 +13,15 @@ import yaml
 
 from rlsgd.study.arms import Arm, Precision, Study
 
-_COMPUTE, _WEIGHTS = "trainer.precision", "model.init_args.weight_rounding"
+COMPUTE, WEIGHTS = "trainer.precision", "model.init_args.weight_rounding"
 
 # what each precision of an arm sets in the config
 PRECISIONS: dict[Precision, dict[str, str | None]] = {
-    "fp32": {_COMPUTE: "32-true", _WEIGHTS: None},
-    "master": {_COMPUTE: "bf16-mixed", _WEIGHTS: None},
-    "bf16": {_COMPUTE: "bf16-true", _WEIGHTS: None},
-    "bf16-nearest": {_COMPUTE: "32-true", _WEIGHTS: "nearest"},
-    "bf16-stochastic": {_COMPUTE: "32-true", _WEIGHTS: "stochastic"},
+    "fp32": {COMPUTE: "32-true", WEIGHTS: None},
+    "master": {COMPUTE: "bf16-mixed", WEIGHTS: None},
+    "bf16": {COMPUTE: "bf16-true", WEIGHTS: None},
+    "bf16-nearest": {COMPUTE: "32-true", WEIGHTS: "nearest"},
+    "bf16-stochastic": {COMPUTE: "32-true", WEIGHTS: "stochastic"},
 }
 
 # What the study decides for every run; an override of these would falsify the report.
@@ -96,8 +96,8 @@ def expand_runs(study: Study) -> list[Run]:
                     arm=arm,
                     sweep=family.name if family.is_sweep else None,
                     seed=seed,
-                    folder=_folder(out, arm.name, seed),
-                    after=_folder(out, arm.after, seed) if arm.after else None,
+                    folder=run_folder(out, arm.name, seed),
+                    after=run_folder(out, arm.after, seed) if arm.after else None,
                     config=Path(config),
                     overlay=overlay,
                     fingerprint=fingerprint,
@@ -117,34 +117,38 @@ def _base(config: str, text: bytes) -> dict[str, Any]:
     return base
 
 
-def _folder(out: Path, arm: str, seed: int) -> Path:
+def run_folder(out: Path, arm: str, seed: int) -> Path:
     return out / arm / f"seed-{seed}"
 
 
 def _overlay(study: Study, arm: Arm, seed: int, out: Path) -> dict[str, Any]:
-    folder = str(_folder(out, arm.name, seed))
+    folder = str(run_folder(out, arm.name, seed))
     named = {"seed": str(seed)}
     if arm.after:
-        named["after"] = str(_folder(out, arm.after, seed))
+        named["after"] = str(run_folder(out, arm.after, seed))
     overlay: dict[str, Any] = {}
-    _apply(overlay, study.overrides, "overrides")
-    _apply(overlay, _filled(arm.overrides, named), f"overrides of arm {arm.name!r}")
-    logger = {"save_dir": folder, "name": "", "version": ""}
-    loggers = [
-        _component("lightning.pytorch.loggers.TensorBoardLogger", logger),
-        _component("lightning.pytorch.loggers.CSVLogger", logger | {"flush_logs_every_n_steps": 1}),
-    ]
+    apply_overrides(overlay, study.overrides, "overrides")
+    apply_overrides(overlay, _filled(arm.overrides, named), f"overrides of arm {arm.name!r}")
     optimizer = _component(arm.optimizer, {"lr": arm.learning_rate, **arm.optimizer_args})
     owned = {
         "seed_everything": seed,
         "trainer.default_root_dir": folder,
         **PRECISIONS[arm.precision],
-        "trainer.logger": loggers,
+        "trainer.logger": loggers(Path(folder)),
         "model.init_args.optimizer": optimizer,
     }
     for key, value in owned.items():
-        _merge(overlay, key.split("."), value, key)
+        merge(overlay, key.split("."), value, key)
     return overlay
+
+
+def loggers(folder: Path) -> list[dict[str, Any]]:
+    """What writes to TensorBoard and `metrics.csv`, right in the folder of a run."""
+    place = {"save_dir": str(folder), "name": "", "version": ""}
+    return [
+        _component("lightning.pytorch.loggers.TensorBoardLogger", place),
+        _component("lightning.pytorch.loggers.CSVLogger", place | {"flush_logs_every_n_steps": 1}),
+    ]
 
 
 def _filled(value: Any, named: dict[str, str]) -> Any:
@@ -181,7 +185,8 @@ def _component(class_path: str, init_args: dict[str, Any]) -> dict[str, Any]:
     return {"class_path": class_path, "init_args": dict(init_args)}
 
 
-def _apply(overlay: dict[str, Any], overrides: dict[str, Any], where: str) -> None:
+def apply_overrides(overlay: dict[str, Any], overrides: dict[str, Any], where: str) -> None:
+    """Set dotted keys in an overlay; what the study itself decides is refused."""
     for key, value in overrides.items():
         for leaf in _leaves(key.split("."), value):
             for owned, replacement in _OWNED.items():
@@ -191,7 +196,7 @@ def _apply(overlay: dict[str, Any], overrides: dict[str, Any], where: str) -> No
                         f"{where}: {key} would replace {'.'.join(owned)}, which the study sets:"
                         f" use {replacement}"
                     )
-        _merge(overlay, key.split("."), value, f"{where}: {key}")
+        merge(overlay, key.split("."), value, f"{where}: {key}")
 
 
 def _leaves(path: list[str], value: Any) -> Iterator[tuple[str, ...]]:
@@ -203,17 +208,17 @@ def _leaves(path: list[str], value: Any) -> Iterator[tuple[str, ...]]:
         yield tuple(part.rstrip("+") for part in path)
 
 
-def _merge(into: dict[str, Any], path: list[str], value: Any, where: str) -> None:
+def merge(into: dict[str, Any], path: list[str], value: Any, where: str) -> None:
     """Set a nested value in place; mappings merge, everything else replaces."""
     head, *rest = path
     if rest:
         inner = into.setdefault(head, {})
         if not isinstance(inner, dict):
             raise ValueError(f"{where} needs a mapping at {head!r}, where another override is set")
-        _merge(inner, rest, value, where)
+        merge(inner, rest, value, where)
     elif isinstance(value, dict) and isinstance(into.get(head), dict):
         for key, nested in value.items():
-            _merge(into[head], [key], nested, where)
+            merge(into[head], [key], nested, where)
     elif isinstance(into.get(head), dict):
         raise ValueError(f"{where} would replace the mapping that another override sets")
     else:

@@ -19,7 +19,7 @@ DPI = 150
 # Okabe and Ito's palette: told apart with every common form of colour blindness.
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINE_STYLES = ("-", "--", ":", "-.")
-_CURVES: dict[str, tuple[str, str, str, float]] = {
+CURVES: dict[str, tuple[str, str, str, float]] = {
     "reward": ("Mean reward of each epoch's rollout", REWARD, "reward", 1),
     "unchanged_bf16": (
         "Weights unchanged since the start (bf16 view, tolerance 0)",
@@ -64,7 +64,7 @@ def draw_plots(
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     drawn = []
     outcome = (f"Validation: {score.title}", score.column, score.label, score.scale)
-    curves = {"reward": _CURVES["reward"], score.name: outcome, **_CURVES}
+    curves = {"reward": CURVES["reward"], score.name: outcome, **CURVES}
     for name, (title, column, label, scale) in curves.items():
         series = {
             (run["name"], run["seed"]): {
@@ -76,11 +76,15 @@ def draw_plots(
             _curves(arms, series, title, label).savefig(folder / "plots" / f"{name}.png", dpi=DPI)
             drawn.append((title, f"plots/{name}.png"))
     others = [
-        (f"Final {score.title} by learning rate", "learning_rates", _learning_rates(arms, score)),
-        ("Memory of weights, gradients and optimizer state", "memory", _memory_bars(arms)),
+        (
+            f"Final {score.title} by learning rate",
+            "learning_rates",
+            learning_rate_figure(arms, score),
+        ),
+        ("Memory of weights, gradients and optimizer state", "memory", memory_figure(arms)),
     ]
     if match:
-        figure = _against(runs, metrics, arms, match, (outcome, _CURVES["unchanged_bf16"]))
+        figure = _against(runs, metrics, arms, match, (outcome, CURVES["unchanged_bf16"]))
         others.append((f"The same against {match}", "matched", figure))
     for title, name, figure in others:
         if figure is not None:
@@ -150,10 +154,14 @@ def _styles(members: Sequence[ArmSummary]) -> list[tuple[Any, str]]:
 
         span = max(1, len(members) - 1)
         return [(colormaps["viridis"](0.9 * i / span), "-") for i in range(len(members))]
+    return palette(len(members))
+
+
+def palette(arms: int) -> list[tuple[str, str]]:
+    """A colour and a line style for each of a number of arms."""
     number = len(_PALETTE)
     return [
-        (_PALETTE[i % number], _LINE_STYLES[i // number % len(_LINE_STYLES)])
-        for i in range(len(members))
+        (_PALETTE[i % number], _LINE_STYLES[i // number % len(_LINE_STYLES)]) for i in range(arms)
     ]
 
 
@@ -203,7 +211,7 @@ def _against(
     return figure
 
 
-def _learning_rates(arms: Sequence[ArmSummary], score: Score) -> Figure | None:
+def learning_rate_figure(arms: Sequence[ArmSummary], score: Score) -> Figure | None:
     """Final score against learning rate, with intervals; None without a sweep."""
     lines = list(sweeps(arms).items())
     if all(arm.mean("score", "final") is None for _, rates in lines for arm in rates):
@@ -236,7 +244,7 @@ def _learning_rates(arms: Sequence[ArmSummary], score: Score) -> Figure | None:
     return figure
 
 
-def _memory_bars(arms: Sequence[ArmSummary]) -> Figure | None:
+def memory_figure(arms: Sequence[ArmSummary]) -> Figure | None:
     """Stacked bars, one for each arm; None where no arm measured its memory."""
     measured = [arm for arm in arms if arm.mean("memory", "parameter_bytes") is not None]
     if not measured:

@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
+from rlsgd.study.evaluations import evaluations_section
+from rlsgd.study.published import published_section
 from rlsgd.study.scores import SCORES, Score
 from rlsgd.study.summary import (
     ArmSummary,
@@ -43,6 +45,8 @@ def markdown_report(results: dict[str, Any], plots: Sequence[tuple[str, str]]) -
         *_update_section(results, arms),
         *_measures_section(results, arms),
         *_matched_section(results, arms, score),
+        *published_section(results["study"].get("published") or []),
+        *evaluations_section(arms),
         *_memory_section(results, arms),
         *_failures(results["arms"]),
     ]

@@ -109,9 +109,9 @@ def study_record(study: Study, command: str, runs: Sequence[dict[str, Any]]) -> 
             "question": study.question,
             "learning_rates_chosen_by": study.learning_rates_chosen_by,
             "score": study.score,
-            "versions": _versions(),
+            "versions": versions(),
             "precision": sorted({arm.precision for arm in study.arms}),
-            "machine": _machine(),
+            "machine": machine(),
             "seeds": study.seeds,
             "matched": None,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -162,7 +162,8 @@ def _error(folder: Path, exit_status: int) -> str:
     return "\n".join([f"exit status {exit_status}", *lines[-_LOG_TAIL_LINES:]])
 
 
-def _versions() -> dict[str, str | None]:
+def versions() -> dict[str, str | None]:
+    """Of what a run computes with, by package; None where one is not installed."""
     packages = {name: _version(name) for name in ("torch", "lightning", "transformers")}
     return {"rlsgd": rlsgd.__version__, **packages, "python": platform.python_version()}
 
@@ -174,7 +175,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """Platform, processor, cores and bytes of memory of this machine."""
     return {
         "platform": platform.platform(),
         "processor": _processor(),

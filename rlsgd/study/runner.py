@@ -20,6 +20,7 @@ import yaml
 from rlsgd.study.expansion import Run
 
 FIT_COMMAND = (sys.executable, "-m", "rlsgd.cli", "fit")
+TEST_COMMAND = (*FIT_COMMAND[:-1], "test")
 DIVERGED_EXIT_STATUS = 3  # `rlsgd fit`, on weights or a loss that are no longer finite
 
 _POLL_SECONDS = 0.05

@@ -49,6 +49,13 @@ class ArmSummary:
         values = [run[group][key] for run in self.finished]
         return None if not values or None in values else mean_interval(values)
 
+    def evaluation(self, name: str) -> dict[str, Estimate]:
+        """Metrics of an evaluation over the finished seeds; none unless every one has them."""
+        found = [(run.get("evaluations") or {}).get(name) for run in self.finished]
+        if not found or None in found:
+            return {}
+        return {metric: mean_interval([one[metric] for one in found]) for metric in found[0]}  # pyright: ignore[reportOptionalSubscript, reportOptionalIterable]
+
     def mean(self, group: str, key: str) -> float | None:
         """The mean alone."""
         found = self.estimate(group, key)
@@ -115,12 +122,14 @@ def representatives(arms: Sequence[ArmSummary], score: Score) -> list[ArmSummary
     return list({arm["name"]: arm for arm in chosen if arm is not None}.values())
 
 
-def paired_difference(arm: ArmSummary, baseline: ArmSummary) -> Estimate | None:
-    """Final score of `arm` minus that of `baseline`, seed by seed.
+def paired_difference(
+    arm: ArmSummary, baseline: ArmSummary, group: str = "score", key: str = "final"
+) -> Estimate | None:
+    """A number of `arm`, its final score by default, minus that of `baseline`, seed by seed.
 
-    Seeds that did not finish in both, or have no score, are left out.
+    Seeds that did not finish in both, or have no such number, are left out.
     """
-    own, base = ({r["seed"]: r["score"]["final"] for r in a.finished} for a in (arm, baseline))
+    own, base = ({r["seed"]: r[group][key] for r in a.finished} for a in (arm, baseline))
     differences = [
         value - base[seed]
         for seed, value in own.items()

@@ -161,6 +161,7 @@ def test_results_json_describes_the_study(write_study, run_study, tmp_path):
         "precision": ["fp32"],
         "seeds": [1],
         "matched": None,
+        "published": [],
     }
     # --- Hand calculation --- the fake's final accuracy: 0.5 + 0.1 * seed + rate 0.01
     assert [(run["name"], run["score"]) for run in results["arms"]] == [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlsgd.data.passes import rows_of_epoch
 from rlsgd.data.tasks.base import Task, check_fraction, question_hash
+from rlsgd.preparation.prepared import is_prepared_name, prepared_files
 from rlsgd.problems import Problem
 
 if TYPE_CHECKING:
@@ -25,7 +26,10 @@ class _Splits:
 
 
 class DatasetTask(Task):
-    """Questions and answers from `.jsonl`, `.json`, `.parquet` or `.csv`, a folder, or the hub.
+    """Questions and answers from a file, a folder, the hub, or what `rlsgd data prepare` has kept.
+
+    A file is `.jsonl`, `.json`, `.parquet` or `.csv`. The problems of an evaluation that have a
+    column `benchmark` are also reported by benchmark.
 
     Training walks through the rows again and again, each pass in another order. Questions of the
     validation set are removed from test and training, questions of the test set from training, by
@@ -35,7 +39,7 @@ class DatasetTask(Task):
     other columns travel along in `Problem.metadata["columns"]`, for rewards.
 
     Args:
-        path: file, folder, or data set name on the hub.
+        path: file, folder, name of a data set of `rlsgd data list`, or data set name on the hub.
         split: the split to train on, also a slice such as `train[:80%]`. A single file is one
             split, called `train`.
         question_column: column with the question.
@@ -174,6 +178,9 @@ def _without(rows: list[Problem], excluded: list[Problem]) -> list[Problem]:
 
 
 def _check_path(path: str, flag: str) -> None:
+    if is_prepared_name(path):
+        _prepared(path, flag)
+        return
     place = Path(path).expanduser()
     looks_local = path.startswith((".", "/", "~")) or place.suffix in _BUILDERS
     if looks_local and not place.exists():
@@ -184,12 +191,23 @@ def _check_path(path: str, flag: str) -> None:
         raise ValueError(f"{flag}: the file {path!r} is empty")
 
 
+def _prepared(name: str, flag: str) -> list[Path]:
+    """Files of a prepared data set; the error names the flag."""
+    try:
+        return prepared_files(name)
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error}") from error
+
+
 def _load_table(path: str, split: str, name: str | None, flag: str, split_flag: str) -> Dataset:
     from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
     place = Path(path).expanduser()
+    prepared = _prepared(path, flag) if is_prepared_name(path) else []
     try:
-        if place.is_file():
+        if prepared:
+            table = load_dataset("json", data_files=list(map(str, prepared)), split=split)
+        elif place.is_file():
             builder = _BUILDERS[place.suffix]
             table = load_dataset(builder, data_files=str(place), split=split)
         elif (place / "state.json").exists() or (place / "dataset_dict.json").exists():
