@@ -1,5 +1,7 @@
 """DAPO's dynamic sampling, and the reserves of prompts that it draws from."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from setups import EarlyLetters, Ranks, bare, fit, make_data, make_module
@@ -20,13 +22,19 @@ class Letter(EarlyLetters):
         return float("x" in completion)
 
 
+class ScriptedDAPO(DAPO):
+    """Without a trainer, whose data module is told the scores of every round."""
+
+    task_data = SimpleNamespace(record=lambda prompts, scores, epoch: None)
+
+
 def prompts_of(names):
     return [Prompt(Problem(name, ""), name, [7] * len(name)) for name in names]
 
 
 def scripted(tiny_llama, rewards, reserves, **options):
     """DAPO whose rewards and reserves are given by question: groups of two, no model."""
-    module = bare(DAPO, tiny_llama, **options)
+    module = bare(ScriptedDAPO, tiny_llama, **options)
     module.calls = []
 
     def sample(prompts, *, completions_per_prompt, temperature, seed):
