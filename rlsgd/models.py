@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,9 +17,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-
-from rlsgd.functional.logprobs import token_entropy, token_logprobs
-from rlsgd.types import Rollouts
 
 EMBEDDED = Path(__file__).parent / "assets" / "embedded"
 PREPARED_BY = {
@@ -165,57 +161,6 @@ def stop_token_ids(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     listed = own if isinstance(own, list) else [own]
     ids: list[Any] = [tokenizer.eos_token_id, *listed]
     return sorted({token_id for token_id in ids if token_id is not None})
-
-
-def completion_logprobs(
-    model: PreTrainedModel,
-    batch: Rollouts,
-    *,
-    temperature: float,
-    with_entropy: bool = False,
-    entropy_gradient: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities of the completion tokens under `model` at `temperature`.
-
-    Logits exist only for the columns in which some row has a completion token, never for the
-    prompt. Position ids count real tokens, so padding on either side changes nothing. Where the
-    batch has position ids of its own, each document of a row sees itself alone: without a padding
-    mask, transformers takes positions that restart for documents to be kept apart.
-
-    Returns:
-        logprobs [B, T], 0 outside the completion mask; and the entropy [B, T] likewise, or None.
-        The entropy has a gradient only with `entropy_gradient`, which keeps another [B, K, V]
-        tensor until the backward.
-    """
-    mask = batch.completion_mask
-    columns = mask[:, 1:].any(0).nonzero().squeeze(1)  # [K] positions that predict a scored token
-    positions, padding = batch.position_ids, None
-    if positions is None:
-        padding = batch.attention_mask.long()
-        positions = (padding.cumsum(1) - 1).clamp(min=0)
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=padding,
-        position_ids=positions,
-        logits_to_keep=columns,
-        use_cache=False,
-    ).logits  # [B, K, V]
-    scored = mask[:, columns + 1]
-    picked = token_logprobs(logits, batch.input_ids[:, columns + 1], temperature=temperature)
-    logprobs = _scatter(picked, scored, columns + 1, mask)
-    if not with_entropy:
-        return logprobs, None
-    entropy_logits = logits if entropy_gradient else logits.detach()
-    entropy = token_entropy(entropy_logits, temperature=temperature)
-    return logprobs, _scatter(entropy, scored, columns + 1, mask)
-
-
-def _scatter(values: Tensor, scored: Tensor, columns: Tensor, mask: Tensor) -> Tensor:
-    """[B, K] values into the [B, T] layout, 0 where the mask is False."""
-    kept = torch.where(scored, values, 0.0)
-    return torch.zeros(mask.shape, dtype=kept.dtype, device=kept.device).index_copy(
-        1, columns, kept
-    )
 
 
 def check_vocabulary(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rlsgd.models import completion_logprobs, load_policy
+from rlsgd.functional import head_logprobs
+from rlsgd.models import load_policy
+from rlsgd.scoring import completion_logprobs, has_plain_head
 from rlsgd.types import Rollouts
 
 ROWS = [  # ragged prompts and completions
@@ -103,18 +105,53 @@ def test_a_hole_in_the_completion_mask_removes_that_token_only(tiny_llama: Path)
     assert whole[1, 7] != 0
 
 
-def test_logits_exist_for_completion_columns_only(tiny_model: Path):
+def test_logits_exist_for_scored_tokens_only(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
     model = load_policy(str(tiny_model))
     seen: list[torch.Size] = []
-    model.get_output_embeddings().register_forward_hook(
-        lambda _module, inputs, _output: seen.append(inputs[0].shape)
-    )
+
+    def spy(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        seen.append(inputs.shape)
+        return nn.functional.linear(inputs, weight, bias)
+
+    monkeypatch.setattr(head_logprobs, "linear", spy)
     batch = make_batch(left=4, right=3)
     completion_logprobs(model, batch, temperature=1.0)
-    assert seen == [(3, 6, 32)]  # 3 rows, longest completion 6, hidden size 32
-    batch.completion_mask[1] = False  # the longest one
+    assert seen == [(10, 32)]  # 3 + 6 + 1 completion tokens, hidden size 32
+    batch.completion_mask[1] = False
     completion_logprobs(model, batch, temperature=1.0)
-    assert seen[1] == (3, 3, 32)
+    assert seen[1:] == [(4, 32)]
+
+
+def test_nothing_is_computed_after_the_last_predicting_token(tiny_model: Path):
+    model = load_policy(str(tiny_model))
+    seen: list[torch.Size] = []
+    completion_logprobs(model, make_batch(), temperature=1.0)  # the head is looked at once
+    embeddings: Any = model.get_input_embeddings()
+    embeddings.register_forward_hook(lambda _module, ids, _output: seen.append(ids[0].shape))
+    completion_logprobs(model, make_batch(right=3), temperature=1.0)
+    assert seen == [(3, 10)]  # prompts of 5 and completions of 6, whose last token predicts nothing
+
+
+@pytest.mark.parametrize("changed", ["capped", "scaled"])
+def test_logits_that_are_not_the_heads_own_are_computed_by_the_model(
+    tiny_llama: Path, changed: str
+):
+    model: Any = load_policy(str(tiny_llama)).double()
+    plain = model.forward
+
+    def forward(**inputs: Any) -> Any:
+        output = plain(**inputs)
+        cap = output.logits / 2
+        output.logits = cap.tanh() * 2 if changed == "capped" else cap
+        return output
+
+    assert has_plain_head(load_policy(str(tiny_llama)))
+    model.forward = forward
+    assert not has_plain_head(model)
+    batch = make_batch()
+    logprobs, _ = completion_logprobs(model, batch, temperature=0.6)
+    expected = logprobs_row_by_row(model, 0.6)
+    torch.testing.assert_close(logprobs[batch.completion_mask], expected, rtol=0, atol=1e-12)
 
 
 class FixedLogits(nn.Module):
@@ -123,6 +160,10 @@ class FixedLogits(nn.Module):
     def __init__(self, logits: list[float]) -> None:
         super().__init__()
         self.logits = nn.Parameter(torch.tensor(logits))
+        self.config = None
+
+    def get_output_embeddings(self) -> None:
+        return None
 
     def forward(self, input_ids: Tensor, logits_to_keep: Tensor, **_kwargs: Any) -> Any:
         shape = (len(input_ids), len(logits_to_keep), -1)

@@ -70,7 +70,7 @@ class ActorCritic(RLModule):
         mask = rollouts.completion_mask
         values = torch.zeros(mask.shape, device=mask.device)
         last_values = torch.zeros(len(mask), device=mask.device)
-        for microbatches in self.minibatch_rows(len(rollouts), inner_epoch=0):
+        for microbatches in self.minibatch_rows(rollouts, inner_epoch=0):
             for rows in microbatches:
                 values[rows], last_values[rows] = self.value(self.policy, rollouts.select(rows))
         return values, last_values

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from rlsgd.algorithms.base import PolicyModule
 from rlsgd.functional.masked import aggregate
-from rlsgd.models import completion_logprobs
+from rlsgd.scoring import completion_logprobs
 from rlsgd.types import Rollouts
 
 

@@ -13,7 +13,7 @@ from rlsgd.algorithms.base import PolicyModule
 from rlsgd.algorithms.cross_entropy import check_document_isolation, cross_entropy_loss
 from rlsgd.callbacks.base import log_metrics
 from rlsgd.functional.masked import masked_mean
-from rlsgd.models import completion_logprobs
+from rlsgd.scoring import completion_logprobs
 from rlsgd.types import Rollouts
 
 

@@ -9,29 +9,26 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlsgd.algorithms.rollout_metrics import rollout_metrics
+from rlsgd.algorithms.token_losses import TokenLossModule
 from rlsgd.algorithms.token_weights import TokenWeights
-from rlsgd.algorithms.verifiable import VerifiableModule
 from rlsgd.distributed import derived_seed
 from rlsgd.functional.kl import kl_penalty, validate_kl_estimator
 from rlsgd.functional.logprobs import policy_ratio
-from rlsgd.functional.losses import ratio_clip_fractions
-from rlsgd.functional.masked import aggregate, aggregation_count, validate_aggregation
-from rlsgd.models import completion_logprobs
 from rlsgd.problems import Prompt, Scores
-from rlsgd.rollout.microbatches import rollout_logprobs, split_rows
+from rlsgd.rollout.microbatches import computed_tokens, rollout_logprobs, split_rows
+from rlsgd.scoring import completion_logprobs
 from rlsgd.sharded_models import load_sharded_reference
+from rlsgd.shared_prompts import share_prompts
 from rlsgd.types import Rollouts
 
 
-class RLModule(VerifiableModule):
+class RLModule(TokenLossModule):
     """Base of the algorithms. A subclass defines `advantages` and `per_token_loss`.
 
     Args:
         temperature: of sampling, and of every log-probability the loss sees.
         inner_epochs: passes over each rollout.
         minibatches: optimizer steps in each pass.
-        aggregation: how per-token losses become one number: `token-mean`, `seq-mean-token-mean`,
-            `seq-mean-token-sum`, or `seq-mean-token-sum-norm` (divided by max_completion_tokens).
         kl_coef: weight of KL(policy || reference); 0 loads no reference.
         kl_estimator: `k1`, `k2`, `k3` or `k3-corrected` (see functional/kl.py for their gradients).
         entropy_coef: this times the mean entropy of the minibatch's completion tokens is subtracted
@@ -42,6 +39,9 @@ class RLModule(VerifiableModule):
             `sequence-truncate` or `sequence-mask` (see functional/corrections.py); none is off.
         correction_low: a mask rejects tokens or completions whose ratio is below.
         correction_high: a mask rejects above, truncation lowers the ratio to it.
+        share_prompts: compute the prompt of a group once in the forward and backward of an update,
+            for all of its completions that are in a microbatch, and no padding. The same numbers
+            but for rounding; for models whose attention is sdpa over all of the past.
     """
 
     smallest_group: ClassVar[int] = 1
@@ -53,7 +53,6 @@ class RLModule(VerifiableModule):
         temperature: float = 1.0,
         inner_epochs: int = 1,
         minibatches: int = 1,
-        aggregation: str = "token-mean",
         kl_coef: float = 0.0,
         kl_estimator: str = "k3",
         entropy_coef: float = 0.0,
@@ -61,6 +60,7 @@ class RLModule(VerifiableModule):
         correction: str | None = None,
         correction_low: float = 0.5,
         correction_high: float = 2.0,
+        share_prompts: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -68,7 +68,6 @@ class RLModule(VerifiableModule):
             raise ValueError("--model.temperature must be above 0: exploration needs sampling")
         if inner_epochs < 1 or minibatches < 1:
             raise ValueError("--model.inner_epochs and --model.minibatches must be at least 1")
-        validate_aggregation(aggregation, self.max_completion_tokens)
         validate_kl_estimator(kl_estimator)
         if kl_coef < 0:
             raise ValueError("--model.kl_coef must not be negative")
@@ -86,10 +85,10 @@ class RLModule(VerifiableModule):
         self.temperature = temperature
         self.inner_epochs = inner_epochs
         self.minibatches = minibatches
-        self.aggregation = aggregation
         self.kl_coef = kl_coef
         self.kl_estimator = kl_estimator
         self.entropy_coef = entropy_coef
+        self.share_prompts = share_prompts
         self.token_weights = TokenWeights(
             top_entropy_fraction=top_entropy_fraction,
             correction=correction,
@@ -105,6 +104,9 @@ class RLModule(VerifiableModule):
         if self.kl_coef and self.reference is None:
             reference = load_sharded_reference(self.policy_path, self.sharding())
             self.reference = self.rounded(reference)
+        if self.share_prompts:
+            for model in filter(None, (self.policy, self.reference)):
+                share_prompts(model)
 
     # ---- what an algorithm defines
 
@@ -190,15 +192,17 @@ class RLModule(VerifiableModule):
             or self.token_weights.need_entropy
         )
 
-    def minibatch_rows(self, num_rows: int, inner_epoch: int) -> list[list[Tensor]]:
+    def minibatch_rows(self, rollouts: Rollouts, inner_epoch: int) -> list[list[Tensor]]:
         """Row indices of the microbatches of each minibatch of an inner epoch of this rank."""
+        group_size = self.task_data.group_size if self.share_prompts else 1
         return split_rows(
-            num_rows,
+            computed_tokens(rollouts, group_size),
             minibatches=self.minibatches,
             microbatches=self.trainer.accumulate_grad_batches,
             seed=derived_seed(
                 self.seed, "minibatches", self.current_epoch, inner_epoch, self.global_rank
             ),
+            together=group_size,
         )
 
     def logprobs(self, model: PreTrainedModel, rollouts: Rollouts) -> Tensor:
@@ -209,7 +213,7 @@ class RLModule(VerifiableModule):
         self, model: PreTrainedModel, rollouts: Rollouts, *, with_entropy: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities, and entropy if asked for, of a whole rollout; [B, T] each."""
-        rows = self.minibatch_rows(len(rollouts), inner_epoch=0)
+        rows = self.minibatch_rows(rollouts, inner_epoch=0)
         return rollout_logprobs(
             model, rollouts, rows, temperature=self.temperature, with_entropy=with_entropy
         )
@@ -260,41 +264,3 @@ class RLModule(VerifiableModule):
         kl = self.kl(rollouts.old_logprobs, rollouts.old_logprobs, rollouts)
         rollouts.metrics["kl"] = float(kl.sum() / rollouts.completion_mask.sum())
         return self.kl_coef * kl
-
-    def log_clip_fractions(
-        self, ratio: Tensor, batch: Rollouts, clip_low: float, clip_high: float
-    ) -> None:
-        """Log the shares of tokens whose gradient the clip removes."""
-        assert batch.advantages is not None
-        fractions = ratio_clip_fractions(
-            ratio, batch.advantages, batch.completion_mask, clip_low, clip_high
-        )
-        for name, clipped in fractions.items():
-            self.log_token_mean(name, clipped, batch)
-
-    def aggregate(self, per_token: Tensor, batch: Rollouts) -> Tensor:
-        """This microbatch's share of the loss under `--model.aggregation`."""
-        assert batch.denominator is not None
-        return aggregate(
-            per_token,
-            batch.completion_mask,
-            mode=self.aggregation,
-            denominator=batch.denominator,
-            max_completion_tokens=self.max_completion_tokens,
-        )
-
-    def token_mean(self, per_token: Tensor, batch: Rollouts) -> Tensor:
-        """This microbatch's share of the mean over the minibatch's completion tokens."""
-        assert batch.num_tokens is not None
-        return aggregate(
-            per_token, batch.completion_mask, mode="token-mean", denominator=batch.num_tokens
-        )
-
-    def log_token_mean(self, name: str, per_token: Tensor, batch: Rollouts) -> None:
-        """Log the mean over the minibatch's completion tokens."""
-        self.log_share(name, self.token_mean(per_token, batch))
-
-    def denominators(self, minibatch: Rollouts) -> tuple[Tensor, Tensor]:
-        """This rank's part of the loss denominator and of the token count of a minibatch."""
-        mask = minibatch.completion_mask
-        return aggregation_count(mask, self.aggregation), aggregation_count(mask, "token-mean")

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 
-def _tempered(logits: Tensor, temperature: float) -> Tensor:
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """logits / temperature in float32 or better; the very tensor where that changes nothing."""
     if not temperature > 0:
         raise ValueError(
             f"--model.temperature must be above 0 to score tokens (got {temperature}); "
@@ -27,7 +28,7 @@ def token_logprobs(logits: Tensor, targets: Tensor, *, temperature: float = 1.0)
     Returns:
         [...] float32 (float64 for float64 logits), in nats.
     """
-    logits = _tempered(logits, temperature)
+    logits = tempered(logits, temperature)
     picked = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     return picked - logits.logsumexp(dim=-1)
 
@@ -42,7 +43,7 @@ def token_entropy(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     Returns:
         [...] float32 (float64 for float64 logits), in nats, between 0 and log V.
     """
-    logprobs = _tempered(logits, temperature).log_softmax(dim=-1)
+    logprobs = tempered(logits, temperature).log_softmax(dim=-1)
     # An impossible token contributes 0 * -inf, whose limit is 0.
     finite = logprobs.clamp(min=torch.finfo(logprobs.dtype).min)
     return -(logprobs.exp() * finite).sum(dim=-1)

@@ -41,7 +41,7 @@ class ExperienceLoader:
         prompts = self.data.prompts(epoch, rank=trainer.global_rank, world_size=trainer.world_size)
         rollouts = self.module.rollout(prompts, self.data.group_size)
         for inner_epoch in range(self.module.inner_epochs):
-            for microbatches in self.module.minibatch_rows(len(rollouts), inner_epoch):
+            for microbatches in self.module.minibatch_rows(rollouts, inner_epoch):
                 counts = self.module.denominators(rollouts.select(torch.cat(microbatches)))
                 denominator, num_tokens = map(global_sum, counts)
                 for rows in microbatches:

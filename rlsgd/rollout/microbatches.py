@@ -8,22 +8,69 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlsgd.models import completion_logprobs
+from rlsgd.scoring import completion_logprobs
 from rlsgd.types import Rollouts
 
 
 def split_rows(
-    num_rows: int, *, minibatches: int, microbatches: int, seed: int
+    costs: Tensor, *, minibatches: int, microbatches: int, seed: int, together: int = 1
 ) -> list[list[Tensor]]:
     """Row indices of the microbatches of each minibatch of one inner epoch.
 
-    In order if there is one minibatch, else shuffled, so that the completions of a prompt meet
-    different ones in each inner epoch.
+    In order if there is one minibatch, else drawn at random, so that the completions of a prompt
+    meet different ones in each inner epoch. A minibatch's rows fill its microbatches up to the
+    smallest budget of tokens that this number of microbatches allows.
+
+    Args:
+        costs: [B] long, tokens that each row adds.
+        minibatches: parts of the inner epoch, equal in rows.
+        microbatches: parts of each minibatch; at least one row each.
+        seed: of the draw.
+        together: rows, from the first on, that stay in one microbatch where that is possible.
     """
-    order = torch.arange(num_rows)
+    order = torch.arange(len(costs))
     if minibatches > 1:
-        order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))
-    return [list(rows.tensor_split(microbatches)) for rows in order.chunk(minibatches)]
+        order = torch.randperm(len(costs), generator=torch.Generator().manual_seed(seed))
+        together = 1  # the draw has parted them
+    result = []
+    for rows in order.chunk(minibatches):
+        size = together if len(rows) >= together * microbatches else 1
+        units = list(rows.sort().values.split(size))
+        parts = fill([int(costs[unit].sum()) for unit in units], microbatches)
+        result.append([torch.cat(units[part]) for part in parts])
+    return result
+
+
+def computed_tokens(rollouts: Rollouts, group_size: int) -> Tensor:
+    """Tokens [B] that each row adds; its prompt is added by the first of `group_size` rows."""
+    tokens = rollouts.attention_mask.sum(1).cpu()
+    sharing = torch.arange(len(tokens)) % group_size != 0
+    prompts = tokens - rollouts.completion_mask.sum(1).cpu()
+    return torch.where(sharing, tokens - prompts, tokens)
+
+
+def fill(costs: list[int], parts: int) -> list[slice]:
+    """Neighbours into `parts` parts, none empty, so that the largest sum is as small as can be."""
+    low, high = max(costs), sum(costs)
+    while low < high:
+        budget = (low + high) // 2
+        if len(_filled(costs, budget, 1)) <= parts:
+            high = budget
+        else:
+            low = budget + 1
+    return _filled(costs, low, parts)
+
+
+def _filled(costs: list[int], budget: int, parts: int) -> list[slice]:
+    """Parts of at most the budget, at least `parts` of them."""
+    starts, total = [0], 0
+    for index, cost in enumerate(costs):
+        needs_the_rest = len(costs) - index <= parts - len(starts)
+        if index and (total + cost > budget or needs_the_rest):
+            starts.append(index)
+            total = 0
+        total += cost
+    return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(costs)], strict=True)]
 
 
 def by_microbatch(

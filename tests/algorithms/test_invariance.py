@@ -7,7 +7,8 @@ import torch
 from setups import bare, with_denominators
 
 from rlsgd.algorithms import GRPO, GSPO, RLOO, REINFORCEPlusPlus
-from rlsgd.models import completion_logprobs, load_policy
+from rlsgd.models import load_policy
+from rlsgd.scoring import completion_logprobs
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-13}
 PROMPTS = [[5, 9, 12, 30, 7], [14], [33, 2, 19]]

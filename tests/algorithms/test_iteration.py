@@ -6,9 +6,9 @@ from setups import EarlyLetters, Failing, fit, make_module, weights
 
 from rlsgd.algorithms import CISPO, DAPO, GRPO, GSPO, REINFORCE, RLOO, DrGRPO, REINFORCEPlusPlus
 from rlsgd.distributed import derived_seed
-from rlsgd.models import completion_logprobs, load_policy
-from rlsgd.rollout.microbatches import split_rows
+from rlsgd.models import load_policy
 from rlsgd.rollout.sampler import HFSampler
+from rlsgd.scoring import completion_logprobs
 
 
 class RecordingSampler(HFSampler):
@@ -88,17 +88,6 @@ def test_seeds_differ_for_every_epoch_and_rank(tiny_llama, tmp_path, monkeypatch
     assert len({*calls[0], *calls[1]}) == 6
     assert calls[1] == [derived_seed(0, "rollout", epoch, 1) for epoch in range(3)]
     assert derived_seed(1, "rollout", 0, 0) not in calls[0]  # another run
-
-
-def test_order_of_rows():
-    """Inner epochs shuffle all rows into minibatches, which are split in order."""
-    shuffled = split_rows(8, minibatches=2, microbatches=2, seed=5)
-    order = torch.randperm(8, generator=torch.Generator().manual_seed(5)).tolist()
-    assert sorted(order) == list(range(8)) and order != list(range(8))
-    as_lists = [[rows.tolist() for rows in microbatches] for microbatches in shuffled]
-    assert as_lists == [[order[0:2], order[2:4]], [order[4:6], order[6:8]]]
-    whole = split_rows(5, minibatches=1, microbatches=2, seed=5)
-    assert [[rows.tolist() for rows in part] for part in whole] == [[[0, 1, 2], [3, 4]]]
 
 
 def test_loader_yields_every_completion_once_in_each_inner_epoch(tiny_llama, tmp_path):

@@ -8,8 +8,9 @@ from setups import Ranks, bare, batch_of, fit, make_module
 
 from rlsgd.algorithms import GRPO, GSPO, REINFORCE, RLOO, REINFORCEPlusPlus
 from rlsgd.functional.masked import masked_whiten
-from rlsgd.models import completion_logprobs, load_policy
+from rlsgd.models import load_policy
 from rlsgd.rollout.sampler import HFSampler
+from rlsgd.scoring import completion_logprobs
 
 DIFFERENCES = "sampling/sampling_logp_difference/"
 

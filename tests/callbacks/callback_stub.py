@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from rlsgd.models import completion_logprobs, load_policy, load_tokenizer
+from rlsgd.models import load_policy, load_tokenizer
 from rlsgd.problems import Problem, Prompt
+from rlsgd.scoring import completion_logprobs
 from rlsgd.types import Rollouts
 
 Edit = Callable[[PreTrainedModel], Any]

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlsgd.callbacks import OptimizerDynamics
-from rlsgd.models import completion_logprobs
 from rlsgd.optimizers import FusedBackwardSGD, OptimizerContainer
+from rlsgd.scoring import completion_logprobs
 
 STEPS = 4
 QUERY = "model.layers.0.self_attn.q_proj.weight"

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from rlsgd import sharded_models
 from rlsgd.distributed import full_parameters, global_norm, local_shard, whole
-from rlsgd.models import completion_logprobs, load_policy, load_reference
+from rlsgd.models import load_policy, load_reference
 from rlsgd.rollout.sampler import HFSampler, assemble, left_pad
+from rlsgd.scoring import completion_logprobs
 from rlsgd.sharded_models import load_sharded_policy, load_sharded_reference
 from rlsgd.sharding import Sharding, gathered_weights, is_sharded, shard_like
 from rlsgd.types import Rollouts

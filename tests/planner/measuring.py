@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from rlsgd.models import completion_logprobs, load_policy
+from rlsgd.models import load_policy
 from rlsgd.optimizers.roles import mark_roles
+from rlsgd.scoring import completion_logprobs
 from rlsgd.types import Rollouts
 
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -11,8 +11,9 @@ from tiny_models import EOS, PAD
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from rlsgd.models import completion_logprobs, load_policy
+from rlsgd.models import load_policy
 from rlsgd.rollout.sampler import HFSampler, assemble, left_pad
+from rlsgd.scoring import completion_logprobs
 from rlsgd.types import Rollouts
 
 PROMPTS = [[5, 9, 12, 30, 7], [14], [33, 2, 19]]
