@@ -114,6 +114,7 @@ def _scores(
     head = model.get_output_embeddings()
     # From inside the model's forward, where a sharded head is whole, and out of it as its logits,
     # on whose gradient FSDP waits.
+    assert head is not None
     with _computing(head, lambda hidden: score(select(hidden), head)):
         return model(**inputs, use_cache=False).logits
 

@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 
 from rlsgd.functional.logprobs import tempered
 
-CPU_LOGITS_BYTES, DEVICE_LOGITS_BYTES = 1 << 26, 1 << 29
+CPU_LOGITS_BYTES, DEVICE_LOGITS_BYTES = 1 << 25, 1 << 29
 """Logits that exist at a time. A GPU wants larger products: every chunk also reads and writes the
 whole gradient of the head."""
 
@@ -77,22 +77,22 @@ class _HeadLogprobs(torch.autograd.Function):
         chunk: int,
     ) -> tuple[Tensor, Tensor | None]:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        picked, normalizer = hidden.new_empty((2, len(targets)), dtype=dtype)
-        entropy = torch.empty_like(picked) if with_entropy else None
-        logits = None
+        logprobs, normalizer = hidden.new_empty((2, len(targets)), dtype=dtype)
+        entropy = torch.empty_like(logprobs) if with_entropy else None
+        kept = None
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in _chunks(len(targets), chunk):
                 logits = tempered(linear(hidden[rows], weight, bias), temperature)
-                picked[rows] = logits.gather(1, targets[rows, None]).squeeze(1)
                 normalizer[rows] = logits.logsumexp(1)
+                logprobs[rows] = logits.gather(1, targets[rows, None]).squeeze(1) - normalizer[rows]
                 if entropy is not None:
-                    p = (logits - normalizer[rows, None]).exp_()
-                    entropy[rows] = torch.special.entr(p, out=p).sum(1)
-        kept = logits if len(targets) <= chunk else None
+                    entropy[rows] = _entropy(logits, normalizer[rows])
+                kept = logits if len(targets) <= chunk else None
+                del logits  # before the next chunk's
         ctx.save_for_backward(hidden, weight, bias, targets, normalizer, entropy, kept)
         ctx.temperature, ctx.chunk = temperature, chunk
         ctx.set_materialize_grads(False)  # an entropy that is only logged costs no gradient
-        return picked - normalizer, entropy
+        return logprobs, entropy
 
     @staticmethod
     @once_differentiable
@@ -108,18 +108,14 @@ class _HeadLogprobs(torch.autograd.Function):
             logits = kept
             if logits is None:
                 logits = tempered(linear(hidden[rows], weight, bias), ctx.temperature)
-            grad = (logits - normalizer[rows, None]).exp_()  # p
-            if grad_entropy is not None:
-                slope = (logits - (normalizer - entropy)[rows, None]).mul_(grad)
-                # An impossible token contributes 0 * -inf, whose limit is 0.
-                slope = slope.nan_to_num_(0.0).mul_(-grad_entropy[rows, None])
-            if grad_logprobs is None:
-                grad.zero_()
-            else:
-                grad.mul_(-grad_logprobs[rows, None])
-                grad.scatter_add_(1, targets[rows, None], grad_logprobs[rows, None])
-            if grad_entropy is not None:
-                grad += slope
+            grad = _logits_gradient(
+                logits,
+                normalizer[rows],
+                targets[rows],
+                None if grad_logprobs is None else grad_logprobs[rows],
+                None if grad_entropy is None else (grad_entropy[rows], entropy[rows]),
+            )
+            del logits
             grad = grad.div_(ctx.temperature).to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = grad @ weight
@@ -127,6 +123,7 @@ class _HeadLogprobs(torch.autograd.Function):
                 _add_product_(grad_weight, grad.mT, hidden[rows])
             if grad_bias is not None:
                 grad_bias += grad.sum(0, dtype=wide)
+            del grad
         return (
             grad_hidden,
             grad_weight if grad_weight is None else grad_weight.to(weight.dtype),
@@ -138,6 +135,33 @@ class _HeadLogprobs(torch.autograd.Function):
 def _chunks(length: int, size: int) -> Iterator[slice]:
     for start in range(0, length, size):
         yield slice(start, start + size)
+
+
+def _entropy(logits: Tensor, normalizer: Tensor) -> Tensor:
+    p = (logits - normalizer[:, None]).exp_()
+    return torch.special.entr(p, out=p).sum(1)
+
+
+def _logits_gradient(
+    logits: Tensor,
+    normalizer: Tensor,
+    targets: Tensor,
+    of_logprobs: Tensor | None,
+    of_entropy: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """Gradient [n, V], given those of the log-probabilities, and of the entropy with its value."""
+    p = (logits - normalizer[:, None]).exp_()
+    slope = None
+    if of_entropy is not None:
+        grad, entropy = of_entropy
+        slope = (logits - (normalizer - entropy)[:, None]).mul_(p)
+        # An impossible token contributes 0 * -inf, whose limit is 0.
+        slope = slope.nan_to_num_(0.0).mul_(-grad[:, None])
+    if of_logprobs is None:
+        assert slope is not None
+        return slope
+    p.mul_(-of_logprobs[:, None]).scatter_add_(1, targets[:, None], of_logprobs[:, None])
+    return p if slope is None else p.add_(slope)
 
 
 def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:

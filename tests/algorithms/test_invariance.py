@@ -107,6 +107,18 @@ def test_microbatches_of_sequence_ratios_and_token_advantages(folder, rollouts, 
     torch.testing.assert_close(loss_and_gradient(module, rollouts, 4), whole, **CLOSE)
 
 
+def test_sharing_prompts(rollouts, folder):
+    """Of all algorithms' terms: the clipped loss, the KL and the entropy bonus."""
+    plain, sharing = (
+        loaded(GRPO, folder, share_prompts=share, **OPTIONS) for share in (False, True)
+    )
+    expected = loss_and_gradient(plain, rollouts)
+    # transformers rotates and normalises in float32
+    close = {"rtol": 0, "atol": 5e-6}
+    torch.testing.assert_close(loss_and_gradient(sharing, rollouts), expected, **close)
+    torch.testing.assert_close(loss_and_gradient(sharing, rollouts, 5), expected, **close)
+
+
 def test_order_of_rows(module, rollouts, expected):
     order = torch.randperm(12, generator=torch.Generator().manual_seed(4))
     shuffled = loss_and_gradient(module, rollouts.select(order), 4)

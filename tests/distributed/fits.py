@@ -91,6 +91,12 @@ CASES: dict[str, tuple[Any, str, dict[str, Any], dict[str, Any]]] = {
     ),
     "grpo_fused": (GRPO, "tiny_llama", {"optimizer": fused, "kl_coef": 0.1}, {}),
     "grpo_gpt2": (GRPO, "tiny_gpt2", {"entropy_coef": 0.1}, {"gradient_clip_val": 0.5}),
+    "grpo_sharing": (
+        GRPO,
+        "tiny_qwen3",
+        {"share_prompts": True, "kl_coef": 0.1, "inner_epochs": 2},
+        {"gradient_clip_val": 0.5, "accumulate_grad_batches": 2},
+    ),
     "ppo": (
         PPO,
         "tiny_llama",
@@ -98,7 +104,12 @@ CASES: dict[str, tuple[Any, str, dict[str, Any], dict[str, Any]]] = {
         {"gradient_clip_val": 0.5, "accumulate_grad_batches": 2},
     ),
     "ppo_shared": (PPO, "tiny_llama_untied", {"shared_backbone": True}, {}),
-    "ppo_checkpointed": (PPO, "tiny_qwen3", {"activation_checkpointing": True}, {}),
+    "ppo_checkpointed": (
+        PPO,
+        "tiny_qwen3",
+        {"activation_checkpointing": True, "share_prompts": True},
+        {},
+    ),
 }
 
 
