@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlsgd.types import Rollouts
 
@@ -205,7 +206,7 @@ def attention(
         [1, N, Q, D]. Without a layout, what transformers' own attention returns.
     """
     if layout is None:
-        return sdpa_attention_forward(
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
     if given := [name for name in UNSUPPORTED if kwargs.get(name) is not None]:

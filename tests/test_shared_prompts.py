@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Qwen2Config
 
 from rlsgd.models import load_policy
+from rlsgd.rollout.sampler import HFSampler
 from rlsgd.scoring import completion_logprobs
 from rlsgd.shared_prompts import share_prompts
 from rlsgd.types import Rollouts
@@ -143,6 +144,20 @@ def test_other_passes_are_as_before(tiny_qwen3: Path):
         found: Any = shared.generate(**inputs)  # pyright: ignore[reportCallIssue]
     assert torch.equal(found.sequences, expected.sequences)
     assert torch.equal(torch.stack(found.scores), torch.stack(expected.scores))
+    sampled = [
+        HFSampler().sample(
+            model,
+            [[5, 9, 12, 30], [14, 7]],
+            completions_per_prompt=3,
+            max_completion_tokens=6,
+            temperature=1.0,
+            stop_token_ids=[1],
+            pad_token_id=PAD,
+            seed=0,
+        )
+        for model in (plain, shared)
+    ]
+    assert torch.equal(sampled[0].input_ids, sampled[1].input_ids)
 
 
 @pytest.mark.parametrize("kind", ["sliding", "eager"])

@@ -21,7 +21,7 @@ class VerifiableModule(PolicyModule):
     """A policy, how it is sampled, and its accuracy on held-out problems.
 
     Args:
-        sampler: how completions are sampled; none means transformers' generate.
+        sampler: how completions are sampled; none means by the policy itself (HFSampler).
         max_completion_tokens: most tokens of a completion.
         eval_samples: completions that `rlsgd test` and `rlsgd validate` sample for each problem
             besides the greedy one, for avg@k, pass@k and the majority's answer; 0 for none. The

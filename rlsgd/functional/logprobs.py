@@ -1,9 +1,11 @@
-"""Log-probabilities, entropy and ratio of the tempered policy softmax(logits / temperature)."""
+"""The tempered policy softmax(logits / temperature): draws, log-probabilities, entropy, ratio."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+BLOCK = 256  # tokens whose probability is added up before one of them is looked for
 
 
 def tempered(logits: Tensor, temperature: float) -> Tensor:
@@ -53,3 +55,41 @@ def policy_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor
     """exp(logprobs - old_logprobs), and 1 without gradient where masked. [B, T] -> [B, T]"""
     # Masked before exp: the gradient of an overflow there would be 0 * inf.
     return torch.where(mask, logprobs - old_logprobs, 0.0).exp()
+
+
+def draw_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """A token of each row by inverting its cumulative distribution, one uniform number a row.
+
+    Sums are taken in float64, of blocks and then inside the block that was hit, so that rare tokens
+    of a large vocabulary keep their probability and no cumulative [b, V] tensor is made. A token of
+    probability 0 is never drawn.
+
+    Args:
+        logits: [b, V], any floating dtype; -inf marks an impossible token.
+        uniforms: [b] float64 in [0, 1).
+        temperature: softmax temperature.
+
+    Returns:
+        [b] long.
+    """
+    weights = tempered(logits, temperature).softmax(-1)
+    short = -weights.shape[1] % BLOCK
+    if short:
+        weights = torch.nn.functional.pad(weights, (0, short))
+    blocks = weights.unflatten(1, (-1, BLOCK))  # [b, V / BLOCK, BLOCK]
+    sums = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    target = uniforms[:, None] * sums[:, -1:]
+    block = _first_above(sums, target)
+    before = torch.nn.functional.pad(sums, (1, 0)).gather(1, block)
+    inside = blocks.gather(1, block[..., None].expand(-1, 1, BLOCK)).squeeze(1)
+    token = _first_above(inside.cumsum(-1, dtype=torch.float64), target - before)
+    return (block * BLOCK + token).squeeze(1)
+
+
+def _first_above(sums: Tensor, target: Tensor) -> Tensor:
+    """Index [b, 1] of the first of the cumulative sums [b, N] that exceeds the target [b, 1].
+
+    Where rounding has the target reach the last sum, it is the last index at which the sums rose.
+    """
+    last = (sums < sums[:, -1:]).sum(-1, keepdim=True)
+    return torch.searchsorted(sums, target, right=True).minimum(last)

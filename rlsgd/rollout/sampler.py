@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import PreTrainedModel
 
-from rlsgd.rollout.logprob_recorder import LogprobRecorder, recorded_logprobs
+from rlsgd.rollout.generation import Decoding, generate
 from rlsgd.sharding import compute_device, gathered_weights, is_sharded
 from rlsgd.types import Rollouts
 
@@ -46,12 +46,14 @@ class Sampler(Protocol):
 
 
 class HFSampler:
-    """Samples with transformers' `generate` on the policy itself, on CPU or GPU.
+    """Samples with the policy itself, on CPU or GPU.
 
-    No top-k, top-p or penalty is applied: the tokens come from the policy's own distribution.
+    No top-k, top-p or penalty is applied: the tokens come from the policy's own distribution. Each
+    prompt is read once for all its completions, and a finished completion leaves the batch.
 
     Args:
-        batch_size: completions generated at a time; 0 means all at once.
+        batch_size: completions generated at a time, of prompts of similar length; 0 means all at
+            once. A batch has whole groups if one fits.
         report_logprobs: also report the log-probabilities that the completions were sampled with,
             which differ from the trainer's by rounding; see `--model.correction`.
         gather_weights: hold a sharded policy whole on every rank while it samples. Otherwise every
@@ -81,62 +83,64 @@ class HFSampler:
         pad_token_id: int,
         seed: int,
     ) -> Rollouts:
-        device = compute_device(policy)
-        input_ids, attention_mask = left_pad(prompt_ids, pad_token_id, device)
-        input_ids = input_ids.repeat_interleave(completions_per_prompt, 0)
-        attention_mask = attention_mask.repeat_interleave(completions_per_prompt, 0)
-        sampling = (
-            {"do_sample": False}
-            if temperature == 0
-            else {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        )
-        config = GenerationConfig(
-            max_new_tokens=max_completion_tokens,
-            eos_token_id=stop_token_ids,
-            pad_token_id=pad_token_id,
-            **sampling,
-        )
         in_step = is_sharded(policy) and not self.gather_weights
         if in_step and self.batch_size:
             raise ValueError(
                 "--model.sampler.gather_weights false needs batch_size 0 with a sharded policy: "
                 "ranks of unequal shares would make unequal numbers of batches"
             )
-        size = self.batch_size or len(input_ids)
-        starts = range(0, len(input_ids), size)
-        reporting = self.report_logprobs and temperature > 0  # greedy tokens have none
-        recorders = [LogprobRecorder(temperature) for _ in starts] if reporting else []
-        was_training, shipped = policy.training, policy.generation_config
-        policy.eval()
-        # What the config above leaves open, generate takes from the model's own: its penalties too.
-        policy.generation_config = GenerationConfig()
-        try:
-            whole = gathered_weights(policy) if self.gather_weights else nullcontext()
-            with _seeded(device, seed), whole:
-                parts = [
-                    policy.generate(  # pyright: ignore[reportCallIssue]
-                        inputs=input_ids[i : i + size],
-                        attention_mask=attention_mask[i : i + size].long(),
-                        generation_config=config,
-                        logits_processor=LogitsProcessorList(recorders[number : number + 1]),
-                        synced_gpus=in_step,
-                    )[:, input_ids.shape[1] :]
-                    for number, i in enumerate(starts)
-                ]
-        finally:
-            policy.generation_config = shipped
-            policy.train(was_training)
-        width = max(part.shape[1] for part in parts)
-        completion_ids = torch.cat(
-            [
-                torch.nn.functional.pad(part, (0, width - part.shape[1]), value=pad_token_id)
-                for part in parts
-            ]
+        device = compute_device(policy)
+        prompts, prompt_mask = left_pad(prompt_ids, pad_token_id, device)
+        decoding = Decoding(
+            temperature=temperature,
+            max_completion_tokens=max_completion_tokens,
+            stop_token_ids=stop_token_ids,
+            pad_token_id=pad_token_id,
+            report_logprobs=self.report_logprobs,
+            in_step=in_step,
         )
-        rollouts = assemble(input_ids, attention_mask, completion_ids, stop_token_ids)
-        if reporting:
-            rollouts.sampler_logprobs = recorded_logprobs(recorders, parts, rollouts)
+        num_rows = len(prompts) * completions_per_prompt
+        parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        was_training = policy.training
+        policy.eval()
+        try:
+            with gathered_weights(policy) if self.gather_weights else nullcontext():
+                for rows in self._batches(prompt_ids, completions_per_prompt):
+                    numbers, prompt_of_row = torch.unique_consecutive(
+                        rows // completions_per_prompt, return_inverse=True
+                    )
+                    ids, mask = left_pad(
+                        [prompt_ids[i] for i in numbers.tolist()], pad_token_id, device
+                    )
+                    uniforms = _uniforms(seed, num_rows, rows)
+                    parts.append(
+                        (rows, *generate(policy, ids, mask, prompt_of_row, uniforms, decoding))
+                    )
+        finally:
+            policy.train(was_training)
+        width = max(ids.shape[1] for _, ids, _ in parts)
+        completion_ids = prompts.new_full((num_rows, width), pad_token_id)
+        logprobs = torch.zeros(num_rows, prompts.shape[1] + width, device=device)
+        for rows, ids, found in parts:
+            completion_ids[rows, : ids.shape[1]] = ids
+            if found is not None:
+                logprobs[rows, prompts.shape[1] : prompts.shape[1] + ids.shape[1]] = found.float()
+        rollouts = assemble(
+            prompts.repeat_interleave(completions_per_prompt, 0),
+            prompt_mask.repeat_interleave(completions_per_prompt, 0),
+            completion_ids,
+            stop_token_ids,
+        )
+        if self.report_logprobs and temperature > 0:  # greedy tokens have none
+            rollouts.sampler_logprobs = logprobs
         return rollouts
+
+    def _batches(self, prompt_ids: list[list[int]], group_size: int) -> tuple[Tensor, ...]:
+        """Rows of each batch: longest prompts first, and whole groups if one fits."""
+        order = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]), reverse=True)
+        rows = (torch.tensor(order)[:, None] * group_size + torch.arange(group_size)).flatten()
+        size = self.batch_size or len(rows)
+        return rows.split(size // group_size * group_size or size)
 
 
 def left_pad(
@@ -172,12 +176,11 @@ def assemble(
     )
 
 
-@contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed what sampling on `device` draws from, and nothing else; put all back afterwards."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all devices
-        if device.type != "cpu":
-            with torch.accelerator.device_index(device.index):
-                torch.get_device_module(device).manual_seed(seed)
-        yield
+def _uniforms(seed: int, num_rows: int, rows: Tensor) -> Iterator[Tensor]:
+    """The uniform numbers of some rows, for one token after the other.
+
+    They are drawn for all rows of the rollout, so that a row's do not depend on its batch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield torch.rand(num_rows, dtype=torch.float64, generator=generator)[rows]

@@ -52,7 +52,8 @@ def test_sampler_reports_what_it_sampled_with(tiny_model):
     expected, _ = completion_logprobs(policy, rollouts, temperature=0.6)
     lengths = rollouts.completion_mask.sum(1)
     assert lengths.min() < lengths.max() and expected.min() < -1
-    torch.testing.assert_close(rollouts.sampler_logprobs, expected.detach(), rtol=0, atol=1e-5)
+    # logits up to 50 are rounded to 4e-6, by sums in another order here and there
+    torch.testing.assert_close(rollouts.sampler_logprobs, expected.detach(), rtol=0, atol=2e-5)
     silent = HFSampler(batch_size=5).sample(policy, prompts, **options)
     assert silent.sampler_logprobs is None
     assert torch.equal(silent.input_ids, rollouts.input_ids)

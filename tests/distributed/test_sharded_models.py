@@ -181,7 +181,10 @@ def sampling(models: dict[str, Path]) -> None:
                 assert torch.equal(sampled.input_ids, expected.input_ids)
                 assert torch.equal(sampled.completion_mask, expected.completion_mask)
                 if temperature:
-                    assert torch.equal(sampled.sampler_logprobs, expected.sampler_logprobs)
+                    # gathered weights lie elsewhere in memory, where sums may take another order
+                    torch.testing.assert_close(
+                        sampled.sampler_logprobs, expected.sampler_logprobs, rtol=0, atol=5e-6
+                    )
                 assert is_sharded(sharded) and sharded.training
                 widths.add(int(sampled.completion_mask.any(0).sum()))
     both: list[Any] = [None, None]

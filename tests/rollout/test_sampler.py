@@ -1,6 +1,4 @@
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,9 @@ import torch
 from tiny_models import EOS, PAD
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from rlsgd.functional.logprobs import draw_tokens
 from rlsgd.models import load_policy
 from rlsgd.rollout.sampler import HFSampler, assemble, left_pad
 from rlsgd.scoring import completion_logprobs
@@ -103,31 +103,6 @@ def test_rows_of_a_group_are_adjacent_and_prompts_padded_left(policy: PreTrained
     assert not rollouts.completion_mask[:, :width].any()
 
 
-@contextmanager
-def recorded(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> Iterator[list]:
-    """Record the first argument and the result of every call of `owner.name`."""
-    calls: list[tuple[Any, Any]] = []
-    original = getattr(owner, name)
-
-    def record(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        calls.append((args[0] if args else None, result))
-        return result
-
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, record)
-        yield calls
-
-
-def test_token_ids_are_those_that_generate_returned(
-    policy: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
-):
-    with recorded(monkeypatch, policy, "generate") as calls:
-        rollouts = sample(policy)
-    assert len(calls) == 1
-    assert torch.equal(rollouts.input_ids, calls[0][1])
-
-
 SHIPPED = {
     "do_sample": True,
     "top_k": 3,
@@ -149,32 +124,49 @@ def save_with_shipped_sampling(folder: Path, target: Path) -> Path:
     return target
 
 
-def sampled_logprobs(rollouts: Rollouts, calls: list, width: int) -> Tensor:
-    """Log of the probability with which torch.multinomial drew each token, [B, T]."""
-    logprobs = torch.zeros(rollouts.input_ids.shape)
-    for step, (probabilities, drawn) in enumerate(calls):
-        logprobs[:, width + step] = probabilities.gather(1, drawn).log().squeeze(1)
-    return logprobs.masked_fill(~rollouts.completion_mask, 0.0)
+LONGEST_FIRST = [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7]  # rows of PROMPTS as they are sampled
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
+    """For each step the log-probabilities [b, V] that tokens are drawn with, and the tokens [b].
+
+    That `draw_tokens` draws from the logits it is given is in functional/test_draws.py.
+    """
+    steps: list[tuple[Tensor, Tensor]] = []
+
+    def recording(logits: Tensor, uniforms: Tensor, *, temperature: float) -> Tensor:
+        tokens = draw_tokens(logits, uniforms, temperature=temperature)
+        steps.append(((logits / temperature).log_softmax(-1), tokens))
+        return tokens
+
+    monkeypatch.setattr("rlsgd.rollout.generation.draw_tokens", recording)
+    return steps
+
+
+def test_token_ids_are_those_that_were_drawn(policy: PreTrainedModel, drawn: list):
+    rollouts = sample(policy, stop_token_ids=[])
+    tokens = torch.stack([tokens for _, tokens in drawn], 1)
+    assert torch.equal(rollouts.input_ids[LONGEST_FIRST, -BUDGET:], tokens)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.5])
 def test_tokens_are_drawn_from_the_very_distribution_that_is_scored(
-    tiny_model: Path, tmp_path: Path, temperature: float, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, tmp_path: Path, temperature: float, drawn: list
 ):
     policy = load_policy(str(save_with_shipped_sampling(tiny_model, tmp_path)))
-    with recorded(monkeypatch, torch, "multinomial") as calls:
-        rollouts = sample(policy, temperature=temperature, report_logprobs=True)
-    assert all((probabilities > 0).all() for probabilities, _ in calls), "no token is excluded"
-    width = max(map(len, PROMPTS))
-    assert len(calls) == rollouts.input_ids.shape[1] - width
-    drawn = sampled_logprobs(rollouts, calls, width)
+    rollouts = sample(policy, temperature=temperature, stop_token_ids=[], report_logprobs=True)
+    assert all(logprobs.isfinite().all() for logprobs, _ in drawn), "no token is excluded"
+    found = torch.zeros(rollouts.input_ids.shape)
+    for step, (logprobs, tokens) in enumerate(drawn, -BUDGET):
+        found[LONGEST_FIRST, step] = logprobs.gather(1, tokens[:, None]).squeeze(1)
     with torch.no_grad():
         scored, _ = completion_logprobs(policy, rollouts, temperature=temperature)
         elsewhere, _ = completion_logprobs(policy, rollouts, temperature=1.1 * temperature)
-    torch.testing.assert_close(drawn, scored, rtol=0, atol=2e-5)
+    torch.testing.assert_close(found, scored, rtol=0, atol=2e-5)
     assert rollouts.sampler_logprobs is not None
-    torch.testing.assert_close(drawn, rollouts.sampler_logprobs, rtol=0, atol=2e-5)
-    assert (drawn - elsewhere).abs().max() > 0.05, "another temperature is told apart"
+    torch.testing.assert_close(found, rollouts.sampler_logprobs, rtol=0, atol=2e-5)
+    assert (found - elsewhere).abs().max() > 0.05, "another temperature is told apart"
 
 
 def test_a_models_own_generation_settings_are_not_used_and_come_back(
@@ -189,7 +181,7 @@ def test_a_models_own_generation_settings_are_not_used_and_come_back(
 def test_pad_is_eos_counts_the_first_eos_and_no_other(
     tiny_llama: Path, tiny_llama_pad_is_eos: Path
 ):
-    stop = {"stop_token_ids": [EOS, 20], "completions_per_prompt": 8}
+    stop = {"stop_token_ids": [EOS, 20], "temperature": 1.5, "completions_per_prompt": 40}
     separate = sample(load_policy(str(tiny_llama)), pad_token_id=PAD, **stop)
     same = sample(load_policy(str(tiny_llama_pad_is_eos)), pad_token_id=EOS, **stop)
     assert counted(same) == counted(separate)
@@ -218,26 +210,30 @@ def test_masks_by_hand():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_mode_comes_back_also_when_generate_fails(
+def test_the_mode_comes_back_also_when_the_model_fails(
     policy: PreTrainedModel, training: bool, monkeypatch: pytest.MonkeyPatch
 ):
     modes: list[bool] = []
 
-    def fail(**_kwargs: Any) -> Tensor:
+    forward = policy.forward
+
+    def fail_in_decoding(input_ids: Tensor, **kwargs: Any) -> Any:
         modes.append(policy.training)
-        raise RuntimeError("out of memory")
+        if input_ids.shape[1] == 1:
+            raise RuntimeError("out of memory")
+        return forward(input_ids=input_ids, **kwargs)
 
     policy.train(training)
-    state, shipped = torch.get_rng_state(), policy.generation_config
+    state, attention = torch.get_rng_state(), ALL_ATTENTION_FUNCTIONS["sdpa"]
     sample(policy)
     assert policy.training is training
-    monkeypatch.setattr(policy, "generate", fail)
+    monkeypatch.setattr(policy, "forward", fail_in_decoding)
     with pytest.raises(RuntimeError, match="out of memory"):
         sample(policy)
-    assert modes == [False]
+    assert modes == [False, False]
     assert all(module.training is training for module in policy.modules())
     assert torch.equal(torch.get_rng_state(), state)
-    assert policy.generation_config is shipped
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is attention
 
 
 def test_bad_input_is_refused(policy: PreTrainedModel):
