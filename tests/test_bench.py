@@ -169,6 +169,11 @@ def test_operations_are_those_that_torch_counts(tiny_qwen3):
     assert counted[1][torch.ops.aten.mm] == 2 * expected
 
 
+def test_limit_is_at_the_best_rate():
+    found = bench_limit.limit({"prefill": 10, "total": 60}, {"square": 20.0, "decode": 30.0}, 8.0)
+    assert found == {"rate": 30.0, "least_seconds": 2.0, "share": 0.25}
+
+
 # ---- arithmetic of the figures
 
 
@@ -191,7 +196,8 @@ def test_clock_shares_time_out_to_the_innermost_phase():
 
 def report(seconds, tokens=10, peak=0, **phases):
     facts = {"groups_alike": 0.0, "peak_bytes": peak, "before_bytes": 100}
-    return {"seconds": seconds, "tokens": tokens, "phases": phases, **facts}
+    took = {"seconds": seconds, "processor_seconds": 2 * seconds}
+    return {**took, "tokens": tokens, "phases": phases, **facts}
 
 
 def test_ratios_are_of_neighbouring_turns():
@@ -201,8 +207,19 @@ def test_ratios_are_of_neighbouring_turns():
     }
     ratios = bench_summary.ratios(measured)
     assert ratios["seconds"] == {"median": 0.3, "min": 0.25, "max": 0.75}
+    assert ratios["processor_seconds"] == ratios["seconds"]
     assert ratios["peak_bytes"] == 300 / 900
     assert ratios["rise_bytes"] == 200 / 800
+
+
+@pytest.mark.parametrize("fact", ["prompts", "tokens"])
+def test_other_work_is_not_compared(fact):
+    same = {"prompts": "digest", "tokens": 24}
+    reports = {"rlsgd": [same], "trl": [dict(same)]}
+    bench_sides.require_same(reports)
+    reports["trl"][-1][fact] = "another"
+    with pytest.raises(RuntimeError, match=f"iteration 1: {fact} are"):
+        bench_sides.require_same(reports)
 
 
 def test_diagnostics_cost_their_share():

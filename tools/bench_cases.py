@@ -169,7 +169,9 @@ def write_random_model(folder: Path, name: str, tokenizer: Path) -> None:
     """A Qwen3 in Hugging Face format, in float32, with the tokenizer of another folder."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # it would break into the benchmark's own
     layers, hidden, inner, heads, key_value_heads = RANDOM_MODELS[name]
     its: Any = AutoConfig.from_pretrained(tokenizer)
     config = Qwen3Config(

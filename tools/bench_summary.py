@@ -22,14 +22,15 @@ def side_summary(reports: Reports) -> dict[str, Any]:
         reports: as a worker sends them, in order.
 
     Returns:
-        `seconds` of an iteration, `tokens_per_second` generated in a whole iteration (each with
-        median, min and max), `phases` (mean seconds, which sum to the mean iteration), and
-        `peak_bytes`, `rise_bytes`: the largest resident set of the process, and how far that is
-        above the one just before the model was loaded.
+        `seconds` of an iteration, `processor_seconds` of all its threads, `tokens_per_second`
+        generated in a whole iteration (each with median, min and max); `phases`, mean seconds,
+        whose sum is the mean iteration; `peak_bytes` and `rise_bytes`, the largest resident set of
+        the process, and how far that is above the one just before the model was loaded.
     """
     last = reports[-1]
     return {
         "seconds": spread([r["seconds"] for r in reports]),
+        "processor_seconds": spread([r["processor_seconds"] for r in reports]),
         "tokens_per_second": spread([r["tokens"] / r["seconds"] for r in reports]),
         "phases": {
             name: fmean(r["phases"].get(name, 0.0) for r in reports) for name in (*PHASES, OTHER)
@@ -41,15 +42,18 @@ def side_summary(reports: Reports) -> dict[str, Any]:
 
 
 def ratios(measured: dict[str, Reports]) -> dict[str, Any]:
-    """rlsgd over TRL: of seconds, pair by pair of neighbouring turns; of memory.
+    """rlsgd over TRL: of wall and processor time, by pairs of neighbouring turns; of memory.
 
     Args:
         measured: the reports of each side.
     """
-    pairs = zip(measured["rlsgd"], measured["trl"], strict=True)
+    pairs = list(zip(measured["rlsgd"], measured["trl"], strict=True))
     ours, theirs = side_summary(measured["rlsgd"]), side_summary(measured["trl"])
     return {
-        "seconds": spread([a["seconds"] / b["seconds"] for a, b in pairs]),
+        **{
+            key: spread([a[key] / b[key] for a, b in pairs])
+            for key in ("seconds", "processor_seconds")
+        },
         "peak_bytes": ours["peak_bytes"] / theirs["peak_bytes"],
         "rise_bytes": ours["rise_bytes"] / theirs["rise_bytes"],
     }

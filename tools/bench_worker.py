@@ -89,6 +89,7 @@ class Turns:
         self.facts: dict[str, Any] = {}
         self.before = 0  # resident bytes just before the model is loaded
         self.running = False
+        self.processor_since = 0.0  # time of all threads, which another program does not lengthen
 
     def loading(self) -> None:
         """The model is about to be loaded."""
@@ -112,6 +113,7 @@ class Turns:
         if order is None:
             raise SystemExit("the benchmark has ended")
         self.running = True
+        self.processor_since = time.process_time()
         self.clock.restart()
         return order
 
@@ -124,6 +126,7 @@ class Turns:
         self.send(
             {
                 "seconds": sum(phases.values()),
+                "processor_seconds": time.process_time() - self.processor_since,
                 "phases": phases,
                 "peak_bytes": resident("VmHWM"),
                 "before_bytes": self.before,
