@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
+from resident import resident
 
 import rlsgd.algorithms
 import rlsgd.cli
 import rlsgd.data
 import rlsgd.training_cli  # for the processes to come
 
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+RESET = Path("/proc/self/clear_refs")
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "SGD": ("torch.optim.SGD", {"lr": 1e-2}),
     "SGD-momentum": ("torch.optim.SGD", {"lr": 1e-2, "momentum": 0.9}),
@@ -82,12 +83,6 @@ class ResidentPeaks(Callback):
     def on_train_end(self, *_: Any) -> None:
         found = {"prompt_tokens": self.prompt_tokens, "resident_peaks": self.peaks}
         Path(self.path).write_text(json.dumps(found))
-
-
-def resident(field: str) -> int:
-    """Bytes: VmRSS is the resident set of this process now, VmHWM its largest."""
-    line = next(x for x in STATUS.read_text().splitlines() if x.startswith(field))
-    return 1024 * int(line.split()[1])
 
 
 def measure(name: str) -> dict[str, Any]:
