@@ -46,7 +46,8 @@ def generate(
     """Complete prompts. Each is read once, however many completions it gets.
 
     A row's tokens depend on its prompt and its own random numbers alone, up to rounding: sums of
-    another batch shape may round differently, which now and then turns a choice between two tokens.
+    another batch shape may round differently, which now and then turns a choice between tokens, the
+    oftener the more of them are likely.
 
     Args:
         policy: in eval mode; called under no_grad.

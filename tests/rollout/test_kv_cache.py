@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig
+from transformers import Gemma3TextConfig, LlamaConfig
 from transformers.cache_utils import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -72,6 +72,16 @@ def test_tokens_are_written_in_place_and_room_grows_by_half_up_to_the_limit():
     assert [capacity for _, capacity in places] == 6 * [16] + 9 * [25] + 14 * [39] + 8 * [LIMIT]
     assert len(set(places)) == 4
     assert values.stride() == keys.stride()
+
+
+def test_layers_with_a_window_hold_no_more_than_it():
+    kinds = ["sliding_attention", "full_attention"]
+    config = Gemma3TextConfig(num_hidden_layers=2, sliding_window=4, layer_types=kinds)
+    generator = torch.Generator().manual_seed(0)
+    cache = GenerationCache(config, LIMIT)
+    for layer in range(2):
+        cache.update(*random_states(2, 10, generator), layer)
+    assert [layer.keys.shape[-2] for layer in cache.layers] == [3, 10]  # and the next token itself
 
 
 CASES: dict[str, Callable[[torch.Generator], dict[str, Any]]] = {
