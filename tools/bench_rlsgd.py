@@ -22,11 +22,12 @@ import rlsgd.cli
 
 NEVER = 10**9  # epochs between two measurements of a callback
 # What differs from the defaults of `rlsgd fit`. The module is GRPO: mean over tokens, no KL, one
-# update from each rollout; only the advantages' epsilon is another, TRL's.
+# update from each rollout; the advantages' epsilon is another, TRL's, and prompts are shared.
 MODEL = {
     "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0e-4}},
     "temperature": 1.0,
     "advantage_eps": 1.0e-4,
+    "share_prompts": True,
 }
 TRAINER = {
     "accelerator": "cpu",
