@@ -49,7 +49,14 @@ EXPECTED_WARNINGS = (
 )
 # what each kind of training is done on; a class of one's own counts as the one it derives from
 TRAINED_ON = {RLModule: PromptDataModule, SFT: SolutionDataModule, NextToken: TextDataModule}
-OBSERVERS = ("IterationProgress", "UpdateSparsity", "EffectiveRank", "Memory", "CompletionLog")
+OBSERVERS = (
+    "IterationProgress",
+    "UpdateSparsity",
+    "EffectiveRank",
+    "Memory",
+    "CompletionLog",
+    "CallbackTime",
+)
 
 
 def trainer_defaults() -> dict[str, Any]:

@@ -32,7 +32,7 @@ from rlsgd.functional.updates import (
     SparsityCounts,
     count_unchanged,
     effective_rank,
-    squared_spectrum,
+    spectrum_for_rank,
     stable_rank,
 )
 
@@ -150,7 +150,7 @@ def _spectral(
     weight: Tensor, initial: Tensor, before: Decomposition, measures: Measures
 ) -> dict[str, float]:
     full = min(weight.shape)
-    spectrum = squared_spectrum(weight - initial)
+    spectrum = spectrum_for_rank(weight - initial)
     rank, numerical = effective_rank(spectrum), numerical_rank(spectrum, tuple(weight.shape))
     after = decompose(weight, measures.rank_k)
     left = principal_angles(before.left, after.left).rad2deg()

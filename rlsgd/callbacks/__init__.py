@@ -1,5 +1,6 @@
 """Callbacks observe; none changes training. Import a class here to give it a short name."""
 
+from rlsgd.callbacks.callback_time import CallbackTime
 from rlsgd.callbacks.completions import CompletionLog
 from rlsgd.callbacks.delta_checkpoint import DeltaCheckpoint
 from rlsgd.callbacks.effective_rank import EffectiveRank
@@ -12,6 +13,7 @@ from rlsgd.callbacks.step_visibility import StepVisibility
 from rlsgd.callbacks.update_sparsity import UpdateSparsity
 
 __all__ = [
+    "CallbackTime",
     "CompletionLog",
     "DeltaCheckpoint",
     "EffectiveRank",

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from rlsgd.checkpoints import LazyTensors, starting_weights
-from rlsgd.distributed import full_parameters
+from rlsgd.distributed import full_parameters, gathered, process_number
+
+T = TypeVar("T")
 
 
-def log_metrics(trainer: Trainer, metrics: dict[str, float]) -> None:
-    """Log exact Python numbers; `LightningModule.log` would round byte counts to float32."""
+def log_metrics(trainer: Trainer, metrics: dict[str, float], *, epoch: int | None = None) -> None:
+    """Log exact Python numbers; `LightningModule.log` would round byte counts to float32.
+
+    Args:
+        trainer: whose loggers get them.
+        metrics: by name.
+        epoch: that they belong to; the present one if none is given.
+    """
+    epoch = trainer.current_epoch if epoch is None else epoch
     for logger in trainer.loggers:
-        logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=trainer.global_step)
+        logger.log_metrics({**metrics, "epoch": epoch}, step=trainer.global_step)
         logger.save()
 
 
@@ -130,4 +139,36 @@ class UpdateCallback(ModelCallback):
         storage in bfloat16 alone is no update.
         """
         for name, weight in full_parameters(self.measured(pl_module)):
-            yield name, weight.float(), before[name].to(weight.device, weight.dtype).float()
+            yield name, weight.float(), _earlier(before, name, weight)
+
+    def of_each(
+        self,
+        pl_module: LightningModule,
+        before: LazyTensors,
+        measure: Callable[[Tensor, Tensor], T],
+        *,
+        ndim: int | None = None,
+    ) -> dict[str, T]:
+        """`measure(weight now, weight before)` of every parameter, by name, on every rank.
+
+        Every rank holds each parameter when its turn comes, and reads and measures every n-th.
+
+        Args:
+            pl_module: the module that is trained.
+            before: earlier weights.
+            measure: gets both weights as `tensors` gives them; its result must pickle.
+            ndim: leave parameters with other numbers of dimensions out.
+        """
+        process, processes = process_number()
+        everything = full_parameters(self.measured(pl_module))
+        chosen = ((name, weight) for name, weight in everything if ndim in (None, weight.ndim))
+        own = [
+            (index, name, measure(weight.float(), _earlier(before, name, weight)))
+            for index, (name, weight) in enumerate(chosen)
+            if index % processes == process
+        ]
+        return {name: value for _, name, value in sorted(gathered(own), key=lambda item: item[0])}
+
+
+def _earlier(before: LazyTensors, name: str, weight: Tensor) -> Tensor:
+    return before[name].to(weight.device, weight.dtype).float()

@@ -126,10 +126,11 @@ class UpdateSparsity(UpdateCallback):
 
     def count(self, pl_module: LightningModule, before: LazyTensors) -> dict[str, SparsityCounts]:
         """Counts for each parameter against the given earlier weights."""
-        return {
-            name: count_unchanged(weight, initial, tolerances=self.tolerances).as_numbers()
-            for name, weight, initial in self.tensors(pl_module, before)
-        }
+        return self.of_each(
+            pl_module,
+            before,
+            lambda now, then: count_unchanged(now, then, tolerances=self.tolerances).as_numbers(),
+        )
 
 
 def _measures(counts: SparsityCounts) -> dict[str, float]:

@@ -77,6 +77,7 @@ class PromptDataModule(TokenizedDataModule):
         self.val_problems = val_problems
         self.val_batch_size = val_batch_size
         self.scorer: Scorer | None = None
+        self._reward_was_built = False
         self._held_out: dict[str, list[Prompt]] = {}
 
     @cached_property
@@ -94,7 +95,11 @@ class PromptDataModule(TokenizedDataModule):
         self.task.prepare()
 
     def setup(self, stage: str) -> None:
-        """Check every flag, cheapest first, render what can be known, and start the scorer."""
+        """Check every flag, cheapest first, render what can be known, and start the scorer.
+
+        The first start is waited for, so that a broken reward is known before a model is loaded. A
+        later one, of the fit that follows a validation, goes on while completions are sampled.
+        """
         self._check_flags(stage)
         reward = self.reward or self.task.default_reward()
         if reward is None:
@@ -115,11 +120,13 @@ class PromptDataModule(TokenizedDataModule):
                 self._held_out_prompts("validation")
             else:
                 self._held_out_prompts("test")
-            scorer.wait_until_ready()
+            if not self._reward_was_built:
+                scorer.wait_until_ready()
         except BaseException:
             scorer.close()
             raise
         self.scorer = scorer
+        self._reward_was_built = True
 
     def teardown(self, stage: str) -> None:
         """Stop the scorer's processes."""

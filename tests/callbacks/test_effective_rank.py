@@ -9,6 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlsgd.callbacks import EffectiveRank
+from rlsgd.checkpoints import LazyTensors
+from rlsgd.functional.updates import effective_rank
+from rlsgd.models import EMBEDDED
+from rlsgd.training_cli import TrainingCLI
 from rlsgd.types import DivergedError
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"  # [32, 32]
@@ -103,3 +107,67 @@ def test_weights_that_are_not_finite_have_diverged(tiny_llama: Path, tmp_path: P
 def test_a_share_of_energy_is_a_share(energy: Any):
     with pytest.raises(ValueError, match=r"EffectiveRank\.energy"):
         EffectiveRank(energy=energy)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_ranks_of_a_real_update_are_those_of_the_svd(optimizer: str, tmp_path: Path, monkeypatch):
+    config = Path("configs/grpo_embedded.yaml").absolute()
+    monkeypatch.chdir(tmp_path)
+    cli = TrainingCLI.run(
+        [
+            "fit",
+            f"--config={config}",
+            "--trainer.max_epochs=3",
+            "--data.val_problems=4",
+            "--data.prompts_per_epoch=8",
+            f"--model.optimizer=torch.optim.{optimizer}",
+            "--model.optimizer.lr=1e-3",
+            f"--trainer.default_root_dir={tmp_path}",
+        ]
+    )
+    [log] = tmp_path.rglob("effective_rank.jsonl")
+    found = jsonl(log)[-1]["tensors"]
+    base = LazyTensors.open(EMBEDDED)
+    weights = dict(cli.model.policy.named_parameters())
+    assert len(found) == sum(w.ndim == 2 for w in weights.values()) == 1 + 3 * 7
+    for name, rank in found.items():
+        update = weights[name].detach().double() - base[name].double()
+        assert update.any()
+        direct = effective_rank(torch.linalg.svdvals(update).square())
+        assert rank["effective_rank"] == direct >= 1
+
+
+def test_sketched_matrices_have_bounds_in_the_place_of_ranks(tiny_llama: Path, tmp_path: Path):
+    """All matrices are sketched whose shorter side is 32; keys and values have 16 columns."""
+    callback = EffectiveRank(sketch_above=16, sketch_columns=8)
+    train(tiny_llama, [plant], tmp_path, callback)
+    (record,) = jsonl(tmp_path / "effective_rank.jsonl")
+    ranks = record["tensors"]
+    assert ranks[QUERY] == {
+        "effective_rank_low": 2,
+        "effective_rank_high": 2,
+        "energy_outside_sketch": pytest.approx(0, abs=1e-6),
+    }
+    # 8 columns hold 8 of the 20 equal values
+    assert 1 <= ranks[UP]["effective_rank_low"] <= 20 <= ranks[UP]["effective_rank_high"] <= 32
+    assert ranks[UP]["energy_outside_sketch"] == pytest.approx(12 / 20, abs=0.01)
+    zero = {"effective_rank": 0, "effective_rank_percent": 0.0, "stable_rank": 0.0}
+    exact = {name for name, rank in ranks.items() if "effective_rank" in rank}
+    assert exact == {n for n in ranks if "k_proj" in n or "v_proj" in n}
+    assert all(
+        ranks[name] == {**zero, "effective_rank_low": 0, "effective_rank_high": 0} for name in exact
+    )
+    low, high = (values(tmp_path, f"update/effective_rank_{end}") for end in ("low", "high"))
+    assert low == [pytest.approx((2 + ranks[UP]["effective_rank_low"]) / MATRICES)]
+    assert high == [pytest.approx((2 + ranks[UP]["effective_rank_high"]) / MATRICES)]
+    assert "update/effective_rank," not in (tmp_path / "metrics.csv").read_text()
+    kinds = "update_kind/{}/effective_rank_percent".format
+    assert values(tmp_path, kinds("attention_k")) == [0]
+    assert kinds("attention_q") not in (tmp_path / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize("flag", ["sketch_above", "sketch_columns"])
+def test_a_sketch_has_a_size(flag: str):
+    settings: dict[str, Any] = {flag: 0}
+    with pytest.raises(ValueError, match=rf"EffectiveRank\.{flag} must be at least 1"):
+        EffectiveRank(**settings)

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from lightning.pytorch import seed_everything
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlsgd import callbacks
+from rlsgd.callbacks import effective_rank, update_sparsity
 
 
 def grow(policy: PreTrainedModel) -> None:
@@ -31,8 +33,21 @@ def one_rank(rank: int, port: int, model: str, folder: str) -> None:
         strategy="ddp",
         use_distributed_sampler=False,
     )
+    measured = Counter()
+
+    def counted(name, function):
+        def call(*arguments, **settings):
+            measured[name] += 1
+            return function(*arguments, **settings)
+
+        return call
+
+    update_sparsity.count_unchanged = counted("counts", update_sparsity.count_unchanged)
+    effective_rank.squared_norm = counted("ranks", effective_rank.squared_norm)
     batches = [make_rollouts([f"rank {rank} batch {batch}"], [rank]) for batch in range(2)]
     trainer.fit(module, loader(batches, shuffle=False))
+    # 20 tensors at two measurements of two epochs, and 15 matrices, of which the first has 8
+    assert measured == {"counts": 20 * 2 * 2 / 2, "ranks": 2 * (8 - rank)}
     trainer.predict(module, loader(batches, shuffle=False))
     assert Path(trainer.log_dir or "") == Path(folder)
 

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from broken_reward import Sulking
+from broken_reward import Patient, Sulking
 from lightning.pytorch import LightningModule, Trainer
 
 from rlsgd.data import PromptDataModule
@@ -140,6 +140,20 @@ def test_reward_that_cannot_start_is_found_in_setup(counting, plain_tokenizer):
     with pytest.raises(ValueError, match=r"--data.reward: sulking could not be started"):
         data.setup("fit")
     assert data.scorer is None
+
+
+def test_a_reward_that_was_built_is_not_waited_for_again(counting, plain_tokenizer, tmp_path):
+    """The fit after a validation goes on to sample while the new worker process starts."""
+    built = tmp_path / "built"
+    built.touch()
+    data = module(counting(), plain_tokenizer, reward=Patient(built))
+    data.setup("validate")
+    data.teardown("validate")
+    built.unlink()
+    data.setup("fit")  # would wait for the file until the start is given up
+    built.touch()
+    assert data.scorer.score(["1"], [Problem("0", "1")]).rewards == [1.0]
+    data.teardown("fit")
 
 
 def test_reward_options_reach_the_scorer(counting, plain_tokenizer):

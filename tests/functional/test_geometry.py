@@ -27,7 +27,7 @@ from rlsgd.functional.geometry import (
     spectral_drift,
     unchanged_relative,
 )
-from rlsgd.functional.updates import CHUNK, gram, squared_spectrum
+from rlsgd.functional.updates import ROWS, gram, squared_spectrum
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -68,13 +68,15 @@ def test_a_matrix_of_lower_rank_still_has_orthonormal_bases(shape):
     torch.testing.assert_close(low_rank(matrix, found), matrix, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("shape", [(300, 40), (40, 300), (40, 40)])
+# 500 columns are six blocks, of which the last is narrower; 100 are two, and 40 are one
+@pytest.mark.parametrize("shape", [(500, 500), (300, 100), (40, 300), (40, 40)])
 def test_gram_in_chunks_equals_the_whole_product(shape, monkeypatch):
     matrix = normal(*shape)
     whole = matrix.mT @ matrix if shape[0] > shape[1] else matrix @ matrix.mT
-    assert matrix.numel() < CHUNK
-    assert torch.equal(gram(matrix), whole)
-    monkeypatch.setattr("rlsgd.functional.updates.CHUNK", 700)
+    assert max(shape) < ROWS
+    torch.testing.assert_close(gram(matrix), whole, rtol=1e-13, atol=1e-13)
+    assert torch.equal(gram(matrix), gram(matrix).mT)
+    monkeypatch.setattr("rlsgd.functional.updates.ROWS", 17)
     monkeypatch.setattr("rlsgd.functional.geometry.CHUNK", 700)
     torch.testing.assert_close(gram(matrix), whole, rtol=1e-13, atol=1e-13)
     basis = torch.linalg.svd(matrix)[0][:, :3]

@@ -7,6 +7,9 @@ from rlsgd.functional.updates import (
     SparsityCounts,
     count_unchanged,
     effective_rank,
+    rank_is_certain,
+    rounding_margin,
+    spectrum_for_rank,
     squared_norm,
     squared_spectrum,
     stable_rank,
@@ -43,6 +46,33 @@ def test_exactly_k_changed_entries(changed):
         "within_1e-4",
     }
     assert set(fractions.values()) == {(600 - changed) / 600}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_counts_do_not_depend_on_the_chunks(dtype, monkeypatch):
+    """In parts of 7 entries as by the definitions, over the whole tensor."""
+    generator = torch.Generator().manual_seed(0)
+    initial = (0.02 * torch.randn(50, 41, generator=generator)).to(dtype)
+    moved = torch.rand(50, 41, generator=generator) < 0.6
+    steps = 10.0 ** torch.randint(-10, -2, (50, 41), generator=generator) * moved
+    weight = (initial + steps * torch.randn(50, 41, generator=generator)).to(dtype)
+    weight[3, 4] = math.inf
+    initial[3, 4] = math.inf
+    weight[5, 6] = math.nan
+    now, then = weight.float(), initial.float()
+    expected = {
+        "unchanged_fp32": int((now == then).sum()),
+        "unchanged_bf16": int((now.bfloat16() == then.bfloat16()).sum()),
+    }
+    for tolerance in (1e-8, 1e-7, 1e-6, 1e-5, 1e-4):
+        key = f"within_1e-{round(-math.log10(tolerance))}"
+        expected[key] = int(((now - then).abs() <= tolerance).sum())
+    assert len(set(expected.values())) >= 4
+    monkeypatch.setattr("rlsgd.functional.updates.CACHED", 7)
+    fractions = count_unchanged(weight, initial).fractions()
+    assert {name: fraction * 2050 for name, fraction in fractions.items()} == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_tolerances_and_dtypes_by_hand():
@@ -224,6 +254,49 @@ def test_ranks_agree_with_a_direct_decomposition(decay, shape, scale):
     for energy in (0.5, 0.9, 0.99, 0.999):
         assert effective_rank(squared, energy=energy) == effective_rank(direct, energy=energy)
     assert stable_rank(squared) == pytest.approx(stable_rank(direct), rel=1e-12)
+
+
+def test_where_rounding_could_decide_the_svd_does():
+    """1e-9 of the largest singular value is lost in the Gram matrix, and counts at energy 1."""
+    matrix = matrix_with(torch.tensor([1.0, 1e-9], dtype=torch.float64), 30, 12)
+    direct = torch.linalg.svdvals(matrix).square()
+    assert torch.equal(spectrum_for_rank(matrix, energy=1.0), direct)
+    assert direct[1] == pytest.approx(1e-18, rel=1e-6)
+    assert not 0.5e-18 < squared_spectrum(matrix)[1] < 2e-18
+    assert torch.equal(spectrum_for_rank(matrix, energy=0.99), squared_spectrum(matrix))
+
+
+def test_a_tie_at_the_threshold_is_left_to_the_svd():
+    ties = matrix_with(torch.ones(100, dtype=torch.float64), 200, 100)
+    spectrum = spectrum_for_rank(ties)
+    assert torch.equal(spectrum, torch.linalg.svdvals(ties).square())
+    assert effective_rank(spectrum) == 99
+    # half a value away from any running sum
+    assert torch.equal(spectrum_for_rank(ties, energy=0.985), squared_spectrum(ties))
+
+
+def test_certainty_by_hand():
+    margin = rounding_margin(49152, 576)  # the embedding of SmolLM2-135M
+    assert margin == pytest.approx(12 * 24 * 49728 / 2**53, rel=1e-12)
+    for gap, certain in ((2 * margin, True), (0.5 * margin, False)):
+        for side in (1, -1):
+            squares = torch.zeros(576, dtype=torch.float64)
+            squares[0], squares[1] = 0.99 + side * gap, 0.01 - side * gap
+            assert rank_is_certain(squares, 49152, energy=0.99) == certain
+    assert rank_is_certain(torch.zeros(3), 3, energy=0.99)
+    assert rank_is_certain(torch.zeros(0), 3, energy=1.0)
+
+
+@pytest.mark.parametrize("shape", [(2000, 50), (50, 2000), (300, 300)])
+def test_rounding_stays_within_its_margin(shape):
+    """A third of each entry has other rounding errors and the same shares of energy."""
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(shape, generator=generator, dtype=torch.float64)
+    held = [f.cumsum(0) / f.sum() for f in (squared_spectrum(matrix), squared_spectrum(matrix / 3))]
+    direct = torch.linalg.svdvals(matrix).square()
+    margin = rounding_margin(max(shape), min(shape))
+    for other in (held[1], direct.cumsum(0) / direct.sum()):
+        assert 0 < (held[0] - other).abs().max() <= margin
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 3, 4), ()])

@@ -1,0 +1,54 @@
+"""What a command does not import: the test of a quick start that needs no clock."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+REPORT = "import sys; print('\\n' + ' '.join({name.split('.')[0] for name in sys.modules}))"
+# what `rlsgd --help` can do without; the first three alone take seconds
+LATER = {
+    "torch",
+    "transformers",
+    "lightning",
+    "numpy",
+    "jsonargparse",
+    "yaml",
+    "matplotlib",
+    "rich",
+}
+# what training on sums can do without, though it is installed; vllm is where it is used
+NEVER = {"datasets", "pyarrow", "pandas", "math_verify", "latex2sympy2_extended", "trl", "verl"}
+
+
+def loaded(command: str, folder: Path) -> set[str]:
+    """Top-level packages in a fresh process after `rlsgd COMMAND`."""
+    code = f"from rlsgd.cli import main; assert main({command.split()!r}) == 0; {REPORT}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("package", sorted(LATER | NEVER))
+def test_the_packages_named_here_could_be_imported(package: str):
+    assert find_spec(package), "it is not installed, so that it is not imported says nothing"
+
+
+@pytest.mark.parametrize("command", ["--help", "--version"])
+def test_help_needs_none_of_what_training_needs(command: str, tmp_path: Path):
+    packages = loaded(command, tmp_path)
+    assert "rlsgd" in packages
+    assert not packages & (LATER | NEVER)
+
+
+def test_training_on_sums_imports_no_other_tasks_packages(tmp_path: Path):
+    """An epoch with sampling, rewards and all default callbacks."""
+    config = Path("configs/grpo_embedded.yaml").absolute()
+    flags = "--trainer.max_epochs 1 --data.prompts_per_epoch 2 --data.val_problems 2"
+    packages = loaded(f"fit --config {config} {flags}", tmp_path)
+    assert {"torch", "transformers", "lightning", "reasoning_gym"} <= packages
+    assert not packages & (NEVER | {"vllm"})
