@@ -14,6 +14,10 @@ from jsonargparse import ArgumentError, ArgumentParser
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RESERVED_NAMES = {"plots"}
 
+# Not dict[str, Any]: in that, jsonargparse turns a class_path into an object and "1" into 1. What
+# is here belongs to `rlsgd fit`, and goes there as it was written.
+Settings = dict
+
 Precision = Literal["fp32", "master", "bf16", "bf16-nearest", "bf16-stochastic"]
 
 
@@ -38,9 +42,9 @@ class Arm:
     name: str
     optimizer: str
     learning_rate: float | list[float]
-    optimizer_args: dict[str, Any] = field(default_factory=dict)
+    optimizer_args: Settings = field(default_factory=dict)
     precision: Precision = "fp32"
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: Settings = field(default_factory=dict)
     config: str | None = None
     after: str | None = None
 
@@ -88,7 +92,7 @@ class Evaluation:
     """
 
     name: str
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: Settings = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require_folder_name("evaluations.name", self.name)
@@ -131,7 +135,7 @@ class Study:
     threads_per_job: int = 1
     question: str = ""
     learning_rates_chosen_by: str = ""
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: Settings = field(default_factory=dict)
     score: Literal["accuracy", "loss"] = "accuracy"
     measures: list[str] = field(default_factory=list)
     match: str | None = None

@@ -188,6 +188,8 @@ def _component(class_path: str, init_args: dict[str, Any]) -> dict[str, Any]:
 def apply_overrides(overlay: dict[str, Any], overrides: dict[str, Any], where: str) -> None:
     """Set dotted keys in an overlay; what the study itself decides is refused."""
     for key, value in overrides.items():
+        if not isinstance(key, str):
+            raise ValueError(f"{where}: {key!r} is no dotted key, such as trainer.max_epochs")
         for leaf in _leaves(key.split("."), value):
             for owned, replacement in _OWNED.items():
                 length = min(len(leaf), len(owned))
@@ -209,7 +211,10 @@ def _leaves(path: list[str], value: Any) -> Iterator[tuple[str, ...]]:
 
 
 def merge(into: dict[str, Any], path: list[str], value: Any, where: str) -> None:
-    """Set a nested value in place; mappings merge, everything else replaces."""
+    """Set a nested value in place; mappings merge, everything else replaces.
+
+    A component of one class replaces that of another: its arguments would be the wrong ones.
+    """
     head, *rest = path
     if rest:
         inner = into.setdefault(head, {})
@@ -217,6 +222,8 @@ def merge(into: dict[str, Any], path: list[str], value: Any, where: str) -> None
             raise ValueError(f"{where} needs a mapping at {head!r}, where another override is set")
         merge(inner, rest, value, where)
     elif isinstance(value, dict) and isinstance(into.get(head), dict):
+        if len({one["class_path"] for one in (value, into[head]) if "class_path" in one}) == 2:
+            into[head] = {}
         for key, nested in value.items():
             merge(into[head], [key], nested, where)
     elif isinstance(into.get(head), dict):
