@@ -110,6 +110,43 @@ def test_a_component_replaces_one_of_another_class_and_changes_one_of_its_own(wr
     assert strategy(init_args={"cpu_offload": False}) == STRATEGY | {"init_args": both}
 
 
+def test_overlays_come_between_the_overrides_of_study_and_arm(write_study, tmp_path, monkeypatch):
+    def write(name, **model):
+        (tmp_path / name).write_text(yaml.safe_dump({"model": {"init_args": model}}))
+        return name
+
+    own = write("own.yaml", a="own", b="own", c="own", d="own")
+    given = write("given.yaml", b="given", c="given")
+    path = write_study(
+        arms=[SGD | {"overrides": {"model.init_args.c": "arm"}}],
+        seeds=[0],
+        overrides={"model.init_args": {"a": "study", "e": "study"}},
+        overlays=[own],
+    )
+    monkeypatch.chdir(tmp_path)
+    study = load_study(path, overlays=[given])
+    assert study.overlays == [str(tmp_path / own), str(tmp_path / given)]
+    (run,) = expand_runs(study)
+    model = run.overlay["model"]["init_args"]
+    wanted = {"a": "own", "b": "given", "c": "arm", "d": "own", "e": "study"}
+    assert {name: model[name] for name in wanted} == wanted
+    write("given.yaml", b="changed")
+    assert expand_runs(study)[0].fingerprint != run.fingerprint
+
+
+def test_overlays_that_cannot_be_used_are_refused(write_study, tmp_path):
+    with pytest.raises(ValueError, match=r"^--overlay absent\.yaml does not exist"):
+        load_study(write_study(), overlays=["absent.yaml"])
+    with pytest.raises(ValueError, match=r"config 'absent\.yaml' does not exist"):
+        load_study(write_study(overlays=["absent.yaml"]))
+    (tmp_path / "gpu.yaml").write_text("trainer: {precision: bf16-mixed}\n")
+    with pytest.raises(ValueError, match=r"overlay .*gpu\.yaml: trainer .* use arms\.precision"):
+        expand_runs(load_study(write_study(overlays=["gpu.yaml"])))
+    (tmp_path / "list.yaml").write_text("[1]\n")
+    with pytest.raises(ValueError, match=r"list\.yaml must hold a mapping"):
+        expand_runs(load_study(write_study(overlays=["list.yaml"])))
+
+
 def test_precision_regimes_by_value(write_study):
     regimes = {
         "fp32": ("32-true", None),
