@@ -155,7 +155,7 @@ def test_a_preset_with_the_overlay_trains(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trainer = TrainingCLI.run(["fit", *configs, *flags]).trainer
     assert trainer.current_epoch == 2
-    assert trainer.callback_metrics["sampler/weight_version"] >= 2
+    assert trainer.callback_metrics["sampler/weight_version"] >= 1
 
 
 @pytest.mark.parametrize("table", [t for t in TABLES if t.stem != "pretraining"])

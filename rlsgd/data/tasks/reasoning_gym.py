@@ -126,7 +126,14 @@ class ReasoningGym(Task):
             random.seed(seed)
             np.random.seed(seed)
             for index in range(size):
-                yield dataset[index]
+                try:
+                    entry = dataset[index]
+                except Exception as error:
+                    raise ValueError(
+                        f"--data.task.config: {self.name} could not make a problem: "
+                        f"{type(error).__name__}: {error}"
+                    ) from error
+                yield entry
 
     def _problem(self, entry: dict[str, Any]) -> Problem:
         # A few data sets have no single answer on record: any valid solution gets full marks.
