@@ -13,7 +13,7 @@ from reasoning_gym import factory
 from reasoning_gym.dataset import ProceduralDataset
 
 from rlsgd.data import AdaptiveReasoningGym
-from rlsgd.data.tasks import adaptive_check
+from rlsgd.data.tasks import processor_limit
 from rlsgd.data.tasks.adaptive import Environment
 from rlsgd.data.tasks.adaptive_check import check_level
 from rlsgd.data.tasks.reasoning_gym import ReasoningGym
@@ -54,9 +54,9 @@ def test_a_level_that_fails_at_0_has_no_way_out(monkeypatch):
 
 
 def test_a_level_that_never_ends_is_named(monkeypatch):
-    monkeypatch.setattr(adaptive_check, "MOST_SECONDS", 0.5)
+    monkeypatch.setattr(processor_limit, "MOST_SECONDS", 0.5)
     message = (
-        r"^--data\.task\.environments\.puzzle24\.config: puzzle24 took more than 0\.5 seconds of "
+        r"^--data\.task\.environments\.puzzle24\.config: puzzle24 took more than 20 seconds of "
         r"processor time for one problem \(at difficulty 3; max_difficulty 2 leaves it out\)$"
     )
     with pytest.raises(ValueError, match=message):
@@ -101,6 +101,36 @@ def test_its_own_answer_must_get_full_marks(crooked):
     message = r"config: crooked could not score the answer '42': RuntimeError: no score for 42$"
     with pytest.raises(ValueError, match=message):
         check_level(crooked(score=-1.0))
+
+
+def test_a_score_that_takes_for_ever_is_named(crooked, monkeypatch):
+    def never(self, answer, entry):
+        while True:
+            pass
+
+    monkeypatch.setattr(processor_limit, "MOST_SECONDS", 0.2)
+    monkeypatch.setattr(Crooked, "score_answer", never)
+    with pytest.raises(ValueError, match="crooked could not score the answer '42': TooSlow"):
+        check_level(crooked())
+
+
+def test_a_problem_that_takes_for_ever_ends_training_with_its_name(monkeypatch):
+    """Also one that is first met when the level was found good at the start."""
+    task = AdaptiveReasoningGym({"sums": Environment("chain_sum", max_difficulty=1)})
+
+    def never(self, index):
+        while True:
+            try:
+                while True:
+                    pass
+            except Exception:
+                continue
+
+    monkeypatch.setattr(processor_limit, "MOST_SECONDS", 0.2)
+    monkeypatch.setattr(factory.DATASETS["chain_sum"][0], "__getitem__", never)
+    message = r"^--data\.task\.environments\.sums\.config: chain_sum took .*\(at difficulty 0\)$"
+    with pytest.raises(ValueError, match=message):
+        task.train_problems(seed=0, epoch=0, count=1)
 
 
 def test_without_an_answer_on_record_the_score_must_be_finite(crooked):
