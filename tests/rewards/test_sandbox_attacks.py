@@ -6,6 +6,7 @@ program without a sandbox: otherwise its failure would prove nothing.
 
 import ctypes
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -330,9 +331,11 @@ def test_a_program_ends_with_the_process_that_started_it(kind):
         assert started and all(map(is_running, started))
         parent.kill()
     end = time.monotonic() + 60
-    while any(map(is_running, started)) and time.monotonic() < end:
+    while (left := list(filter(is_running, started))) and time.monotonic() < end:
         time.sleep(0.05)
-    assert not any(map(is_running, started))
+    for process in left:
+        os.kill(process, signal.SIGKILL)
+    assert not left
 
 
 def test_what_a_program_says_on_standard_error_goes_nowhere(sandbox, surroundings):
