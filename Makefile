@@ -53,7 +53,7 @@ test: lint test-vllm
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 test-vllm: .venv-vllm/ready
-	OMP_NUM_THREADS=1 $(VLLM)/python -m pytest -m vllm tests/rollout tests/test_configs.py
+	OMP_NUM_THREADS=1 $(VLLM)/python -m pytest -m vllm tests/rollout tests/test_configs.py tests/test_paper_presets.py
 
 docs: .venv/dev
 	$(BIN)/zensical build --strict --clean

@@ -1,6 +1,7 @@
 """Every preset of the papers' experiments runs, and every table's study is about these presets."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlsgd.preparation.sources import SUITES
 from rlsgd.study.arms import load_study
+from rlsgd.study.evaluations import evaluation_runs
 from rlsgd.study.expansion import expand_runs
 from rlsgd.study.published import load_published, published_tables
 from rlsgd.training_cli import TrainingCLI
 
 PRESETS = sorted(Path("configs/paper").glob("*_*.yaml"))
 TABLES = sorted(Path("configs/paper/tables").glob("*.yaml"))
+VLLM = Path("configs/paper/vllm.yaml")
 PUBLISHED = Path("configs/paper/published.yaml")
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
@@ -41,6 +44,7 @@ def save_tiny_chat_model(folder: Path) -> str:
     tokenizer.chat_template = TEMPLATE
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     sizes = {**LLAMA, **special, "vocab_size": len(tokenizer), "max_position_embeddings": 4096}
+    sizes |= {"num_attention_heads": 1, "num_key_value_heads": 1}  # vLLM knows no head below 32
     LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
@@ -70,8 +74,6 @@ def reduced(preset: Path, model: str) -> list[str]:
     return [
         *(f"--data.{name}={value}" for name, value in sizes.items()),
         *(["--model.max_completion_tokens=4"] if not pretraining else []),
-        # samplers with an engine of their own need a GPU
-        *(["--model.sampler=rlsgd.rollout.sampler.HFSampler"] if not pretraining else []),
         f"--model.policy={'small-text-llama' if pretraining else model}",
         "--trainer.accumulate_grad_batches=2",
         "--trainer.max_epochs=2",
@@ -103,6 +105,77 @@ def test_a_preset_says_what_the_paper_gives_and_what_it_leaves_open(preset):
         "# It leaves open, and",
     ):
         assert sum(line.startswith(heading) for line in text.splitlines()) == 1, heading
+
+
+# ---- sampling with vLLM
+
+
+@pytest.mark.parametrize("file", [*PRESETS, *TABLES], ids=lambda p: p.stem)
+def test_what_samples_says_how_to_do_it_with_vllm(file):
+    """And vLLM is nowhere else, so that no preset needs it unasked."""
+    flag = "--overlay" if file in TABLES else "--config"
+    second = file.read_text().splitlines()[1]
+    said = second == f"# With completions from vLLM: the same and {flag} {VLLM}"
+    assert said == (not file.stem.startswith("pretrain"))
+    assert "VLLMSampler" not in file.read_text()
+
+
+@pytest.mark.parametrize("name", ["grpo_math_qwen3_1.7b_sgd", "ppo_math_qwen3_1.7b_adamw"])
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "sleep: vLLM does not sleep on a CPU"),
+        (["--model.sampler.sleep=false"], "--model.sampler VLLMSampler needs vLLM: pip install"),
+        (
+            ["--model.sampler.max_model_len=64"],
+            "max_model_len 64: a prompt of .* and --model.max_completion_tokens 4 are",
+        ),
+    ],
+    ids=["as it is", "without vLLM", "too long"],
+)
+def test_a_preset_with_the_overlay_samples_with_vllm_or_not_at_all(
+    name, more, message, tiny, tmp_path, monkeypatch
+):
+    preset = Path(f"configs/paper/{name}.yaml")
+    configs = ["--config", str(preset.absolute()), "--config", str(VLLM.absolute())]
+    flags = [*reduced(preset, tiny), f"--trainer.default_root_dir={tmp_path}", *more]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "vllm", None)  # also where it is installed
+    with pytest.raises(ValueError, match=message):
+        TrainingCLI.run(["fit", *configs, *flags])
+
+
+@pytest.mark.vllm
+def test_a_preset_with_the_overlay_trains(tiny, tmp_path, monkeypatch):
+    preset = Path("configs/paper/grpo_math_qwen3_1.7b_sgd.yaml")
+    configs = ["--config", str(preset.absolute()), "--config", str(VLLM.absolute())]
+    flags = [*reduced(preset, tiny), f"--trainer.default_root_dir={tmp_path}"]
+    flags += ["--model.sampler.sleep=false", "--model.sampler.max_model_len=2048"]
+    flags += ["--model.sampler.engine_args.enforce_eager=true"]
+    monkeypatch.chdir(tmp_path)
+    trainer = TrainingCLI.run(["fit", *configs, *flags]).trainer
+    assert trainer.current_epoch == 2
+    assert trainer.callback_metrics["sampler/weight_version"] >= 1
+
+
+@pytest.mark.parametrize("table", [t for t in TABLES if t.stem != "pretraining"])
+def test_every_run_of_a_table_takes_the_overlay(table):
+    study = load_study(table, overlays=[str(VLLM)])
+    sampler = settings(VLLM)["model"]["init_args"]["sampler"]
+    for run in expand_runs(study):
+        base = settings(run.config)
+        for each in (run, *evaluation_runs(study, run)):
+            assert each.overlay["model"]["init_args"]["sampler"] == sampler
+            own = {**base["model"]["init_args"], **each.overlay["model"]["init_args"]}
+            data = {
+                **base["data"]["init_args"],
+                **each.overlay.get("data", {}).get("init_args", {}),
+            }
+            longest = data["max_prompt_tokens"] + own["max_completion_tokens"]
+            assert longest <= sampler["init_args"]["max_model_len"]
+
+
+# ---- comparisons
 
 
 def family(preset: Path) -> str:
@@ -195,8 +268,6 @@ def test_printed_means_are_those_of_their_rows():
 @pytest.mark.parametrize("table", [t for t in TABLES if t.stem in ("table3", "table6")])
 def test_an_evaluation_reports_each_benchmark(table, tiny, tmp_path, monkeypatch):
     """The overrides of a table's evaluation, as `rlsgd test` gets them."""
-    from rlsgd.study.evaluations import evaluation_runs
-
     study = load_study(table, out=tmp_path / "out")
     run = expand_runs(study)[0]
     test = evaluation_runs(study, run)[0]
@@ -204,7 +275,7 @@ def test_an_evaluation_reports_each_benchmark(table, tiny, tmp_path, monkeypatch
     (tmp_path / "overlay.yaml").write_text(yaml.safe_dump(overlay))
     flags = ["--config", str(test.config), "--config", str(tmp_path / "overlay.yaml")]
     flags += [f"--model.policy={tiny}", "--model.max_completion_tokens=2"]
-    flags += ["--model.sampler=rlsgd.rollout.sampler.HFSampler", "--data.val_batch_size=16"]
+    flags += ["--data.val_batch_size=16"]
     monkeypatch.chdir(tmp_path)
     TrainingCLI.run(["test", *flags])
     record = json.loads((test.folder / "evaluation.json").read_text())

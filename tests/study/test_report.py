@@ -1,7 +1,9 @@
 import struct
 from pathlib import Path
 
-from rlsgd.study.tables import table
+import pytest
+
+from rlsgd.study.tables import number, table
 
 SGD = {"name": "sgd", "optimizer": "torch.optim.SGD", "learning_rate": 0.01}
 
@@ -114,3 +116,16 @@ def test_a_column_that_nobody_has_anything_for_is_left_out():
     assert table(["arm", "reward"], rows, optional="reward") == "| arm |\n| --- |\n| a |\n| b |"
     assert "| a | n/a |" in table(["arm", "reward"], rows)
     assert "| a | n/a |" in table(["arm", "reward"], [*rows, ["c", "0.5"]], optional="reward")
+
+
+@pytest.mark.parametrize(
+    ("value", "sign", "text"),
+    [
+        (-0.0004, True, "+0.0"),
+        (-0.0004, False, "0.0"),
+        (-0.0006, True, "-0.1"),
+        (0.5, True, "+50.0"),
+    ],
+)
+def test_what_rounds_to_zero_has_no_minus(value, sign, text):
+    assert number(value, 100, 1, sign=sign) == text

@@ -51,6 +51,17 @@ def test_finished_runs_are_kept_and_changed_ones_run_again(write_study, run_stud
     assert (folder / "overlay.yaml").read_text() != old
 
 
+def test_an_overlay_of_the_command_line_reaches_every_run(write_study, run_study, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(f"fake: {{{name}: 1}}\n")
+    flags = [f"--overlay={tmp_path / name}.yaml" for name in ("one", "two")]
+    assert run_study(write_study(seeds=[0]), *flags) == 0
+    overlays = sorted((tmp_path / "out").glob("*/seed-0/overlay.yaml"))
+    fakes = [yaml.safe_load(path.read_text())["fake"] for path in overlays]
+    assert fakes == [{"one": 1, "two": 1}] * 2
+    assert run_study(write_study(), "--overlay", "absent.yaml") == 2
+
+
 def test_force_runs_everything_again(write_study, run_study, trace):
     path = write_study(arms=[SGD], seeds=[0])
     run_study(path)

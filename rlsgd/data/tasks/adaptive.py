@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from rlsgd.data.tasks.adaptive_check import check_level
 from rlsgd.data.tasks.adaptive_curriculum import Curriculum
 from rlsgd.data.tasks.adaptive_difficulty import Difficulty, RisingRule
 from rlsgd.data.tasks.base import Task, check_fraction
@@ -103,40 +104,36 @@ class AdaptiveReasoningGym(Task):
         self.difficulties: dict[str, Difficulty] = {}
         self._gyms: dict[Place, ReasoningGym] = {}
         for label, environment in environments.items():
-            with _flags_of(label):
-                gyms = self._gyms_of(label, environment)
+            gyms = self._gyms_of(label, environment)
             self._gyms |= {(label, number): gym for number, gym in enumerate(gyms)}
             self.difficulties[label] = Difficulty(rule, initial_difficulty, len(gyms) - 1)
 
     def _gyms_of(self, label: str, environment: Environment) -> list[ReasoningGym]:
-        """One for each difficulty, all made at once: none is found wrong when it is risen to."""
-        curriculum = Curriculum(environment.name or label, environment.config)
-        last = curriculum.last
-        if environment.max_difficulty is not None:
-            last = min(last, environment.max_difficulty)
-        if last < self.validation_difficulties[0]:
-            raise ValueError(
-                f"--data.task.max_difficulty: {last} is the highest of {curriculum.name}, and "
-                f"--data.task.validation_difficulties begin at {self.validation_difficulties[0]}"
-            )
+        """One for each difficulty, all tried at once: none is found wrong when it is risen to."""
+        with _flags_of(label):
+            curriculum = Curriculum(environment.name or label, environment.config)
+            last = curriculum.last
+            if environment.max_difficulty is not None:
+                last = min(last, environment.max_difficulty)
+            if last < self.validation_difficulties[0]:
+                raise ValueError(
+                    f"--data.task.max_difficulty: {last} is the highest of {curriculum.name}, and "
+                    f"--data.task.validation_difficulties begin at "
+                    f"{self.validation_difficulties[0]}"
+                )
         return [self._gym(label, curriculum, difficulty) for difficulty in range(last + 1)]
 
     def _gym(self, label: str, curriculum: Curriculum, difficulty: int) -> ReasoningGym:
-        try:
-            return ReasoningGym(
+        with _flags_of(label, difficulty):
+            gym = ReasoningGym(
                 curriculum.name,
                 curriculum.options(difficulty),
                 extract=self.extract,
                 held_out_fraction=self.held_out_fraction,
                 validation_seed=derived_seed(self.validation_seed, label, difficulty),
             )
-        except ValueError as error:
-            if not difficulty:
-                raise
-            lower = difficulty - 1
-            raise ValueError(
-                f"{error} (at difficulty {difficulty}; max_difficulty {lower} leaves it out)"
-            ) from error
+            check_level(gym)
+        return gym
 
     def train_problems(self, *, seed: int, epoch: int, count: int) -> list[Problem]:
         """A function of (seed, epoch) and of what was recorded of earlier epochs."""
@@ -211,7 +208,7 @@ class AdaptiveReasoningGym(Task):
     ) -> list[Problem]:
         label, difficulty = place
         gym = self._gyms[place]
-        with _flags_of(label):
+        with _flags_of(label, difficulty):
             if split == "train":
                 own = derived_seed(seed, label, difficulty)
                 problems = gym.train_problems(seed=own, epoch=epoch, count=count)
@@ -223,10 +220,14 @@ class AdaptiveReasoningGym(Task):
 
 
 @contextmanager
-def _flags_of(label: str) -> Iterator[None]:
-    """Let errors name the flags of one environment."""
+def _flags_of(label: str, difficulty: int | None = None) -> Iterator[None]:
+    """Let errors name the flags of one environment, and its difficulty."""
     try:
         yield
     except ValueError as error:
         own = f"--data.task.environments.{label}."
-        raise ValueError(str(error).replace("--data.task.", own, 1)) from error
+        text = str(error).replace("--data.task.", own, 1)
+        if difficulty is not None:
+            way_out = f"; max_difficulty {difficulty - 1} leaves it out" if difficulty else ""
+            text += f" (at difficulty {difficulty}{way_out})"
+        raise ValueError(text) from error

@@ -12,6 +12,7 @@ import numpy as np
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from rlsgd.data.tasks.base import Task, check_fraction, question_hash
+from rlsgd.data.tasks.processor_limit import MOST_SECONDS, TooSlow, processor_limit
 from rlsgd.distributed import derived_seed
 from rlsgd.problems import Problem
 from rlsgd.rewards.extract import Extract
@@ -126,7 +127,22 @@ class ReasoningGym(Task):
             random.seed(seed)
             np.random.seed(seed)
             for index in range(size):
-                yield dataset[index]
+                yield self._made(dataset, index)
+
+    def _made(self, dataset: Any, index: int) -> dict[str, Any]:
+        try:
+            with processor_limit():
+                return dataset[index]
+        except TooSlow:
+            raise ValueError(
+                f"--data.task.config: {self.name} took more than {MOST_SECONDS:g} seconds of "
+                "processor time for one problem"
+            ) from None
+        except Exception as error:
+            raise ValueError(
+                f"--data.task.config: {self.name} could not make a problem: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     def _problem(self, entry: dict[str, Any]) -> Problem:
         # A few data sets have no single answer on record: any valid solution gets full marks.
