@@ -28,11 +28,13 @@ UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")  # argumen
 def share_prompts(model: PreTrainedModel) -> None:
     """Let `completion_logprobs` compute each prompt of a batch once with this model.
 
-    Everywhere else its attention stays torch's scaled dot product.
+    Everywhere else its attention stays torch's scaled dot product. A second call changes nothing.
 
     Raises:
         ValueError: its attention is of a kind that this cannot do.
     """
+    if shares_prompts(model):
+        return
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     implementation = model.config._attn_implementation

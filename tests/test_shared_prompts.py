@@ -117,6 +117,7 @@ def test_activation_checkpointing_changes_nothing(tiny_qwen3: Path):
 def test_each_prompt_is_computed_once_and_padding_never(tiny_llama: Path, left: int):
     model = load_policy(str(tiny_llama))
     share_prompts(model)
+    share_prompts(model)  # a second loop of the trainer calls it again
     batch = make_batch(left=left, right=left)
     completion_logprobs(model, batch, temperature=1.0)
     seen: list[torch.Size] = []
