@@ -1,5 +1,6 @@
 """Which sandbox is taken, what its filter lets pass, and how it says that it does not work."""
 
+import ctypes
 import errno
 import platform
 import struct
@@ -7,7 +8,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from sandboxes import WORKING, run_program
+from sandboxes import REASONS, WORKING, run_program
 
 from rlsgd.problems import Problem
 from rlsgd.rewards import Bubblewrap, Landlock, Scorer, StdioTests, Unsandboxed
@@ -95,6 +96,13 @@ def test_filter_refuses_these_and_no_others(machine):
 def test_machine_of_unknown_calls_is_refused():
     with pytest.raises(SandboxError, match="x86_64 and aarch64 are known, not of 'riscv64'"):
         seccomp_filter("riscv64")
+
+
+def test_landlock_works_where_the_kernel_has_it():
+    """So that a broken one is no reason to try bubblewrap alone."""
+    create_ruleset, ask_version = 444, 1
+    version = ctypes.CDLL(None).syscall(create_ruleset, None, ctypes.c_size_t(0), ask_version)
+    assert (Landlock in WORKING) == (version >= 3), REASONS
 
 
 def test_first_that_works_is_taken(monkeypatch):
