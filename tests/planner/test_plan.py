@@ -17,6 +17,7 @@ from rlsgd.planner.setup import Setup
 from rlsgd.rollout.sampler import HFSampler
 
 MEASURED = json.loads(Path("docs/memory/measured.json").read_text())
+BACKWARD = ("backward", "last layer", "first layer", "backward end")
 PAPER = Setup(gpus=4)  # arXiv:2602.07729: four GPUs, FSDP, float32 master weights
 
 
@@ -58,8 +59,7 @@ def large_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compare(folder: Path, name: str, shape: tuple[int, int, int]) -> None:
     """Planned against allocated, in the steady state.
 
-    The largest difference is 3.5%: temporaries inside the backward pass of a layer, which the plan
-    leaves out.
+    The largest differences: XX.
     """
     kind, arguments = class_and_arguments(spec_of(name))
     batch = random_rollouts(*shape)
@@ -67,7 +67,7 @@ def compare(folder: Path, name: str, shape: tuple[int, int, int]) -> None:
     optimizer = measure_optimizer(spec_of(name), 4)
     peaks = plan(load_architecture(str(folder)), optimizer, on_cpu(*shape)).peaks
     assert peaks["forward"] == pytest.approx(measured["forward"], rel=0.002)
-    backward = max(peaks["backward"], peaks["backward end"])
+    backward = max(peaks[name] for name in BACKWARD)
     assert backward == pytest.approx(measured["backward"], rel=0.05)
     if "step" in measured:
         assert peaks["step"] == pytest.approx(measured["step"], rel=0.03)
@@ -255,7 +255,6 @@ def test_unknown_layers_have_no_activations(tiny_gpt2: Path):
     [
         ({"gpus": 3}, "--prompts_per_epoch 256: cannot be divided among --gpus 3"),
         ({"microbatch": 0}, "--microbatch 0: must be at least 1"),
-        ({"temperature": 0.0}, "--temperature 0.0: must be above 0"),
         ({"precision": "16"}, "--precision 16: must be one of 32-true, bf16-mixed, bf16-true"),
         ({"accelerator": "cpu"}, "--accelerator cpu: plans one process"),
         ({"minibatches": 2000}, "--minibatches 2000: more than the 1024 completions of a GPU"),
