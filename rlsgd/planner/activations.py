@@ -13,6 +13,8 @@ from rlsgd.functional.head_logprobs import tokens_at_a_time
 from rlsgd.planner.architecture import Architecture
 from rlsgd.planner.batches import FP32, INT64, Batch, Dtypes
 
+GENERATOR_STATE = 5056  # of torch's generator on the CPU
+
 
 def norm_bytes(width: int, groups: int, dtypes: Dtypes, *, input_bytes: int) -> int:
     """One RMS norm of `groups` vectors of `width` for each token, bytes a token.
@@ -45,6 +47,15 @@ def layer_bytes(model: Architecture, batch: Batch, dtypes: Dtypes) -> int:
     mlp = 4 * c * decoder.intermediate
     attention = batch.attention_bytes(model, dtypes) + c * batch.mask_numel
     return batch.computed * (norms + inputs + mlp) + attention
+
+
+def recomputed_bytes(model: Architecture, batch: Batch, dtypes: Dtypes) -> int:
+    """What a checkpointed layer keeps once it is computed again, beside its input.
+
+    As `layer_bytes`, less the float32 input of its first norm where that is the layer's own input.
+    """
+    own = dtypes.residual * batch.computed * model.hidden * (dtypes.residual == FP32)
+    return layer_bytes(model, batch, dtypes) - own
 
 
 def layer_workspace_bytes(
@@ -100,14 +111,14 @@ def activation_bytes(
 
     L layers, cosine and sine of the positions (2 r N D), the last norm and the scores. With
     activation checkpointing (arXiv:1604.06174, one segment a layer) each layer leaves its input,
-    r N H, and all layers share one mask of booleans; a layer at a time is then computed again, see
-    `layer_bytes`.
+    r N H, and the state of the random generator, and all layers share one mask of booleans; a layer
+    at a time is then computed again, see `recomputed_bytes`.
     """
     ends = 2 * dtypes.residual * batch.computed * model.head_dim
     ends += last_norm_bytes(model, batch, dtypes) + score_bytes(model, batch, dtypes)
     if not checkpointing:
         return model.layers * layer_bytes(model, batch, dtypes) + ends
-    inputs = model.layers * dtypes.residual * batch.computed * model.hidden
+    inputs = model.layers * (dtypes.residual * batch.computed * model.hidden + GENERATOR_STATE)
     return inputs + ends + batch.mask_numel
 
 

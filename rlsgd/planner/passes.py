@@ -11,8 +11,8 @@ from rlsgd.planner.activations import (
     forward_logit_bytes,
     head_backward_bytes,
     last_norm_bytes,
-    layer_bytes,
     layer_workspace_bytes,
+    recomputed_bytes,
     score_bytes,
 )
 from rlsgd.planner.architecture import Architecture
@@ -110,7 +110,7 @@ def _layers(
     freed = optimizer.fused or setup.accumulates
     matrix = w * model.hidden * model.decoder.intermediate * whole
     beside = layer_workspace_bytes(model, batch, dtypes, matrix=matrix * freed)
-    beside += layer_bytes(model, batch, dtypes) * again
+    beside += recomputed_bytes(model, batch, dtypes) * again
     beside -= score_bytes(model, batch, dtypes) + last_norm_bytes(model, batch, dtypes)
     lowest = activation_bytes(replace(model, layers=1), batch, dtypes, checkpointing=again)
     moments = {

@@ -5,16 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from measuring import allocations
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from rlsgd.functional import head_logprobs as head_logprobs_module
+from rlsgd.functional.head_logprobs import head_logprobs
 from rlsgd.planner.activations import (
     activation_bytes,
     cast_bytes,
+    forward_logit_bytes,
+    head_backward_bytes,
     layer_bytes,
     saved_logit_bytes,
 )
-from rlsgd.planner.architecture import load_architecture
+from rlsgd.planner.architecture import Architecture, Weight, load_architecture
 from rlsgd.planner.batches import Batch, Dtypes, SharedBatch
 from rlsgd.scoring import completion_logprobs
 from rlsgd.shared_prompts import share_prompts
@@ -95,6 +100,80 @@ def test_bytes_where_completions_share_their_prompt(
     shape = SharedBatch(B, T - 1, K, padded=False, prompts=groups, repeats_keys=False)
     planned = planned_bytes(folder, precision, shape)
     assert planned == saved_bytes(model, precision, rollouts(groups=groups))
+
+
+def test_shorter_completions_and_prompts_keep_no_more(tiny_llama: Path):
+    """Copies in padded rows, of at most the tokens that are planned."""
+    model = load(tiny_llama)
+    share_prompts(model)
+    batch = rollouts(groups=2)
+    shape = SharedBatch(B, T - 1, K, padded=False, prompts=2, repeats_keys=False)
+    planned = planned_bytes(tiny_llama, "32-true", shape)
+    batch.attention_mask[: B // 2, :1] = False  # one prompt is shorter
+    prompts = saved_bytes(model, "32-true", batch)
+    batch.attention_mask[1, -2:] = batch.completion_mask[1, -2:] = False  # and one completion
+    completions = saved_bytes(model, "32-true", batch)
+    assert 0.9 * planned < completions < prompts < planned
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_qwen3"])
+def test_checkpointing_keeps_the_inputs_of_layers_alone(
+    name: str, padded: bool, shared: bool, request: pytest.FixtureRequest
+):
+    folder: Path = request.getfixturevalue(name)
+    model, architecture = load(folder), load_architecture(str(folder))
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    batch = Batch(B, T - 1, K, padded)
+    if shared:
+        share_prompts(model)
+        batch = SharedBatch(B, T - 1, K, padded=False, prompts=2, repeats_keys=False)
+    planned = activation_bytes(architecture, batch, PRECISIONS["32-true"], checkpointing=True)
+    planned += saved_logit_bytes(architecture, batch, "cpu")
+    # keyword arguments of the layers wait for the backward pass without being saved by autograd:
+    # cosine and sine, the mask, and which prompt is whose; and the generator's state
+    waiting = 2 * 4 * batch.computed * architecture.head_dim + batch.mask_numel + 8 * B * shared
+    waiting += architecture.layers * torch.get_rng_state().nbytes
+    found = saved_bytes(model, "32-true", rollouts(groups=2, padded=padded and not shared))
+    assert planned - waiting == found
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("tokens", [80, 30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_peaks_of_the_head(
+    dtype: torch.dtype, tokens: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+):
+    """Of 80 tokens, all in one chunk or 30 at a time."""
+    vocabulary, width, scored = 3000, 64, 80
+    monkeypatch.setattr(head_logprobs_module, "CPU_LOGITS_BYTES", 4 * vocabulary * tokens)
+    hidden = torch.randn(scored, width, dtype=dtype, requires_grad=True)
+    weight = torch.randn(vocabulary, width, dtype=dtype, requires_grad=True)
+    targets = torch.randint(0, vocabulary, (scored,))
+    with allocations() as found:
+        with found.phase("forward"):
+            logprobs, _ = head_logprobs(
+                hidden, weight, targets, temperature=temperature, with_entropy=True
+            )
+            loss = logprobs.sum()
+        with found.phase("backward"):
+            gradients = torch.autograd.grad(loss, (hidden, weight))
+    head = Weight((vocabulary, width), roles=frozenset({"head"}))
+    model = Architecture("head", (head,), 1, width, vocabulary, 1, 1, None)
+    batch, item = Batch(1, scored, scored, padded=False), dtype.itemsize
+    dtypes = Dtypes(item, item, item)
+    # the differences are scores, 20 bytes a token at most
+    scores = 20 * scored
+    forward = forward_logit_bytes(model, batch, "cpu")
+    assert forward <= found.peaks["forward"] <= forward + scores
+    backward = sum(head_backward_bytes(model, batch, dtypes, "cpu"))
+    if dtype == torch.bfloat16:  # a CPU adds a product in bfloat16 by a copy in float32
+        kept = saved_logit_bytes(model, batch, "cpu")
+        adding = kept + 2 * tokens * vocabulary + (4 + 2 + 4) * vocabulary * width
+        backward = adding + 2 * scored * width
+    assert backward <= found.peaks["backward"] <= backward + scores
+    assert len(gradients) == 2
 
 
 def test_a_layer_by_hand():
