@@ -58,7 +58,7 @@ def plan(model: Architecture, optimizer: OptimizerSize, setup: Setup) -> Plan:
       engine: gradients of the last step, which Lightning frees when the next backward pass begins.
     - `forward`, `backward`, `last layer`, `first layer`, `backward end`: see
       `rlsgd.planner.passes.pass_moments`.
-    - `step`: gradients, and what the step needs meanwhile.
+    - `step`: gradients, unless the optimizer has freed them, and what the step needs meanwhile.
 
     Raises:
         ValueError: the optimizer cannot train under this strategy.
@@ -88,15 +88,14 @@ def plan(model: Architecture, optimizer: OptimizerSize, setup: Setup) -> Plan:
         held["communication"] = sum(w * part.num_weights for part in models)
     if setup.sampler == "VLLMSampler":
         held |= engine_bytes(model, setup)
-    there = {"gradients": sum(gradients)}
-    left = {} if optimizer.fused else there
+    left = {} if optimizer.fused else {"gradients": sum(gradients)}
     rollout: dict[str, Parts] = {"rollout": {}}
     if setup.sampler == "HFSampler":
         rollout = own_sampling_bytes(model, setup)
     moments = {
         **{name: left | sampling for name, sampling in rollout.items()},
         **pass_moments(models, optimizer, setup),
-        "step": there
+        "step": left
         | {
             "step workspace": max(
                 optimizer.workspace_bytes(part, shards, one_by_one=setup.accelerator == "cpu")

@@ -177,9 +177,11 @@ def test_recorded_bytes(name: str):
     assert planned.terms["weights"] == found["parameter_bytes"]
     assert planned.terms["gradients"] == found["gradient_bytes"]
     assert planned.terms.get("optimizer state", 0) == found["optimizer_state_bytes"]
-    # what is resident is more than tensors: code that is loaded late, the heap's gaps
-    peak = max(v for moment, v in found["resident_peaks"].items() if moment != "load")
-    assert planned.peak == pytest.approx(peak, rel=0.15)
+    peaks = planned.peaks
+    seen = {"rollout": ("prefill", "decoding"), "forward": ("forward",), "backward": BACKWARD}
+    for moment, parts in {**seen, "step": ("step",)}.items():
+        beside = found["resident_peaks"][moment] - max(peaks[part] for part in parts)
+        assert 35e6 < beside < 65e6, moment  # code that is loaded late, the heap's gaps
 
 
 def test_it_was_recorded_for_every_optimizer():
@@ -190,9 +192,7 @@ UPDATES = [case for case in UPDATE_MEMORY["cases"] if case["mmap_threshold"]]
 
 
 @pytest.mark.parametrize(
-    "found",
-    UPDATES,
-    ids=lambda c: "-".join(map(str, list(c.values())[1:4])),
+    "found", UPDATES, ids=lambda case: "-".join(map(str, list(case.values())[1:4]))
 )
 def test_recorded_updates(found: dict):
     rows, prompt, completion = (
@@ -205,9 +205,11 @@ def test_recorded_updates(found: dict):
     )
     optimizer = measure_optimizer(spec_of(found["optimizer"]), 4)
     peaks = plan(load_architecture("smollm2-135m"), optimizer, setup).peaks
-    # what is resident beside tensors is some 45 MB
     planned = max(peaks[moment] for moment in ("forward", *BACKWARD, "step"))
-    assert planned / found["weights"] == pytest.approx(found["ratio"], rel=0.065)
+    # beside tensors as above; but a mask and repeated keys are planned, which full rows do without
+    unmasked = not (found["share_prompts"] or found["activation_checkpointing"])
+    least = -20e6 if unmasked else 35e6
+    assert least < found["ratio"] * found["weights"] - planned < 60e6
 
 
 def test_an_update_takes_little_beside_the_weights():
