@@ -38,7 +38,7 @@ ROOMS = {  # narrower than its floor
         "problems",
     },
     "analysis": {"analysis", "checkpoints", "functional", "layer_kinds", "models"},
-    "planner": {"planner", "layer_kinds", "models", "optimizers"},
+    "planner": {"planner", "functional", "layer_kinds", "models", "optimizers"},
     "preparation": {"preparation", "models", "problems", "rewards"},
 }
 TRAINING = {"torch", "lightning", "transformers", "torchmetrics", "datasets", "vllm"}

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from rlsgd.checkpoints import LazyTensors
 from rlsgd.distributed import derived_seed, gathered, global_norm, global_sum, local_shard
+from rlsgd.functional.updates import all_finite
 from rlsgd.models import (
     check_vocabulary,
     load_tokenizer,
@@ -241,7 +242,7 @@ class PolicyModule(LightningModule):
         broken = [
             name
             for name, parameter in self.policy.named_parameters()
-            if not torch.isfinite(local_shard(parameter)).all()
+            if not all_finite(local_shard(parameter))
         ]
         if broken := gathered(broken):
             raise DivergedError(

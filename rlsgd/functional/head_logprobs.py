@@ -50,13 +50,18 @@ def head_logprobs(
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    if logits_bytes is None:
-        logits_bytes = CPU_LOGITS_BYTES if device == "cpu" else DEVICE_LOGITS_BYTES
-    chunk = max(1, logits_bytes // (4 * len(weight)))
+    chunk = tokens_at_a_time(len(weight), device, logits_bytes)
     logprobs, entropy = _HeadLogprobs.apply(  # pyright: ignore[reportGeneralTypeIssues]
         hidden, weight, bias, targets, temperature, with_entropy, chunk
     )
     return logprobs, entropy
+
+
+def tokens_at_a_time(vocabulary: int, device: str, logits_bytes: int | None = None) -> int:
+    """Tokens whose logits exist together, see `head_logprobs`."""
+    if logits_bytes is None:
+        logits_bytes = CPU_LOGITS_BYTES if device == "cpu" else DEVICE_LOGITS_BYTES
+    return max(1, logits_bytes // (4 * vocabulary))
 
 
 class _HeadLogprobs(torch.autograd.Function):

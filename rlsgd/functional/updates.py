@@ -266,3 +266,10 @@ def stable_rank(squared_spectrum: Tensor) -> float:
     if not len(squared_spectrum) or squared_spectrum[0] == 0:
         return 0.0
     return float(squared_spectrum.sum() / squared_spectrum[0])
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no entry is infinite or not a number, without a second tensor of its size."""
+    if not tensor.numel():  # a rank's part of a small weight
+        return True
+    return all(torch.isfinite(extreme).item() for extreme in tensor.detach().aminmax())

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from rlsgd.planner.activations import (
-    activation_bytes,
-    cast_bytes,
-    layer_bytes,
-    logit_peak_bytes,
-    saved_logit_bytes,
-)
 from rlsgd.planner.architecture import Architecture
 from rlsgd.planner.optimizers import OptimizerSize
+from rlsgd.planner.passes import Parts, pass_moments
 from rlsgd.planner.sampling import engine_bytes, own_sampling_bytes
 from rlsgd.planner.setup import Setup
-
-Parts = dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -64,16 +56,9 @@ def plan(model: Architecture, optimizer: OptimizerSize, setup: Setup) -> Plan:
 
     - `prefill` and `decoding` by the policy itself (`rlsgd.planner.sampling`), or `rollout` by an
       engine: gradients of the last step, which Lightning frees when the next backward pass begins.
-    - `forward` ends: those gradients; activations and casts (`rlsgd.planner.activations`); the most
-      that logits take, while the entropy is measured; under FSDP2 gathered weights.
-    - `backward` begins: gradients of earlier microbatches alone; activations and casts; kept logits
-      and their gradient, twice 4 B K V; the head's gradient.
-    - `backward end`: all gradients. The gradient of a tied matrix is the sum of two, one for each
-      use, which exist beside it; where gradients accumulate, the largest one exists beside its sum.
-    - `step`: gradients, and what the step needs meanwhile.
-
-    Under FSDP2 whole gradients have the dtype of compute, and one of each is in `communication`.
-    Activations and logits are left out where `model.decoder` is none.
+    - `forward`, `backward`, `last layer`, `first layer`, `backward end`: see
+      `rlsgd.planner.passes.pass_moments`.
+    - `step`: gradients, unless the optimizer has freed them, and what the step needs meanwhile.
 
     Raises:
         ValueError: the optimizer cannot train under this strategy.
@@ -85,7 +70,7 @@ def plan(model: Architecture, optimizer: OptimizerSize, setup: Setup) -> Plan:
         )
     if optimizer.fused:
         setup = replace(setup, microbatch=setup.minibatch)
-    shards, batch, w = setup.shards, setup.batch, optimizer.item
+    shards, w = setup.shards, optimizer.item
     assert w == setup.dtypes.weight
     models = [model, model.critic()] if setup.critic else [model]
     weights, gradients, states = (
@@ -103,36 +88,14 @@ def plan(model: Architecture, optimizer: OptimizerSize, setup: Setup) -> Plan:
         held["communication"] = sum(w * part.num_weights for part in models)
     if setup.sampler == "VLLMSampler":
         held |= engine_bytes(model, setup)
-    there = {"gradients": sum(gradients)}
-    left = {} if optimizer.fused else there
-    accumulated = there if setup.accumulates and not optimizer.fused else {}
-    passing = _passing(models, setup)
-    activations, recomputed = _activations(models, setup)
-    known = model.decoder is not None
-    columns = 4 * batch.rows * batch.scored * model.vocabulary * known
-    whole = setup.dtypes.compute if setup.sharded else w
-    largest = w * max(weight.shard(shards) for weight in model.weights)
-    at_end = 2 * whole * model.tied_numel + largest * bool(accumulated)
+    left = {} if optimizer.fused else {"gradients": sum(gradients)}
     rollout: dict[str, Parts] = {"rollout": {}}
     if setup.sampler == "HFSampler":
         rollout = own_sampling_bytes(model, setup)
     moments = {
         **{name: left | sampling for name, sampling in rollout.items()},
-        "forward": left
-        | passing
-        | {
-            "activations": activations,
-            "logits": logit_peak_bytes(model, batch, setup.dtypes, setup.temperature) * known,
-        },
-        "backward": accumulated
-        | passing
-        | {
-            "activations": activations + recomputed,
-            "logits": saved_logit_bytes(model, batch) * known + 2 * columns,
-            "gradient workspace": w * model.head_numel * (not setup.sharded),
-        },
-        "backward end": there | passing | {"gradient workspace": at_end},
-        "step": there
+        **pass_moments(models, optimizer, setup),
+        "step": left
         | {
             "step workspace": max(
                 optimizer.workspace_bytes(part, shards, one_by_one=setup.accelerator == "cpu")
@@ -164,35 +127,3 @@ def _joined(held: Parts, parts: Parts) -> Parts:
     names = held | parts
     sums = {name: held.get(name, 0) + parts.get(name, 0) for name in names}
     return {name: size for name, size in sums.items() if size}
-
-
-def _activations(models: list[Architecture], setup: Setup) -> tuple[int, int]:
-    """Of policy and critic, which share a backward pass; and of one layer computed again in it."""
-    if models[0].decoder is None:
-        return 0, 0
-    batch, dtypes, again = setup.batch, setup.dtypes, setup.activation_checkpointing
-    seen = [replace(batch, scored=batch.scored if part.vocabulary else 0) for part in models]
-    kept = sum(
-        activation_bytes(part, part_batch, dtypes, checkpointing=again)
-        for part, part_batch in zip(models, seen, strict=True)
-    )
-    return kept, layer_bytes(models[0], batch, dtypes) if again else 0
-
-
-def _passing(models: list[Architecture], setup: Setup) -> Parts:
-    """Copies of weights and gradients during forward and backward passes.
-
-    Autocast's bfloat16 copies of the linear layers' weights. Under FSDP2 instead: the root group
-    (R: embedding, head, last norm) stays gathered, two layers (S each) are at a time, the next
-    while one computes: c (R + 2 S). Gradients are whole until they are reduced, the root's until
-    the end: c (R + S), and their float32 input to the reduction: 4 max(R, S).
-    """
-    dtypes = setup.dtypes
-    if not setup.sharded:
-        return {"bf16 copies": sum(cast_bytes(part, dtypes) for part in models)}
-    total = 0
-    for part in models:
-        root = sum(weight.numel for weight in part.weights if weight.layer is None)
-        layer = sum(weight.numel for weight in part.weights if weight.layer == 0)
-        total += dtypes.compute * (2 * root + 3 * layer) + 4 * max(root, layer)
-    return {"communication": total}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_type_hints
 
-from rlsgd.planner.activations import Batch, Dtypes
+from rlsgd.planner.batches import Batch, Dtypes, SharedBatch
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 Strategy = Literal["fsdp", "ddp"]
@@ -32,7 +32,8 @@ class Setup:
         minibatches: optimizer steps from a rollout.
         max_prompt_tokens: of the longest prompt.
         max_completion_tokens: of the longest completion.
-        temperature: of sampling; at 1 the logits need no tempered copy.
+        share_prompts: the completions of a prompt in a microbatch share one pass through it
+            (`--model.share_prompts`).
         activation_checkpointing: compute each layer again in the backward pass.
         reference: a frozen reference policy is held (`--model.kl_coef` above 0).
         critic: a critic with a backbone of its own is trained by the same optimizer (PPO).
@@ -52,7 +53,7 @@ class Setup:
     minibatches: int = 1
     max_prompt_tokens: int = 1024
     max_completion_tokens: int = 2048
-    temperature: float = 1.0
+    share_prompts: bool = False
     activation_checkpointing: bool = False
     reference: bool = False
     critic: bool = False
@@ -70,8 +71,6 @@ class Setup:
             least = 0 if field.name == "sampler_batch_size" else 1
             if field.type == "int" and value < least:
                 raise ValueError(f"--{field.name} {value}: must be at least {least}")
-        if self.temperature <= 0:
-            raise ValueError(f"--temperature {self.temperature}: must be above 0")
         if self.accelerator == "cpu" and (self.gpus > 1 or self.precision != "32-true"):
             raise ValueError("--accelerator cpu: plans one process with --precision 32-true alone")
         if self.prompts_per_epoch % self.gpus:
@@ -114,9 +113,30 @@ class Setup:
 
     @property
     def batch(self) -> Batch:
-        """One microbatch; a row alone is cut to its length, so that nothing in it is padding."""
+        """One microbatch; a row alone is cut to its length, so that nothing in it is padding.
+
+        Its last token predicts nothing, and the model does not see it.
+        """
         rows = min(self.microbatch, self.minibatch)
-        return Batch(rows, self.tokens, self.max_completion_tokens, padded=rows > 1)
+        shape = {"rows": rows, "tokens": self.tokens - 1, "scored": self.max_completion_tokens}
+        if not self.share_prompts:
+            return Batch(**shape, padded=rows > 1)
+        repeats = self.accelerator == "gpu"
+        return SharedBatch(**shape, padded=False, prompts=self.prompts, repeats_keys=repeats)
+
+    @property
+    def prompts(self) -> int:
+        """Prompts of one microbatch, at most.
+
+        Whole groups stay together where the microbatch has room for them. A smaller one may begin
+        and end within a group; several minibatches are drawn at random from all completions.
+        """
+        rows, most = min(self.microbatch, self.minibatch), self.prompts_per_epoch // self.gpus
+        if self.minibatches == 1 and rows % self.group_size == 0:
+            return rows // self.group_size
+        if self.minibatches == 1:
+            return min(rows, -(-(rows - 1) // self.group_size) + 1, most)
+        return min(rows, most)
 
     @property
     def dtypes(self) -> Dtypes:

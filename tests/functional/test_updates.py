@@ -5,6 +5,7 @@ import torch
 
 from rlsgd.functional.updates import (
     SparsityCounts,
+    all_finite,
     count_unchanged,
     effective_rank,
     rank_is_certain,
@@ -308,3 +309,12 @@ def test_only_matrices_have_a_spectrum(shape):
 def test_updates_that_are_not_finite_have_no_spectrum():
     with pytest.raises(ValueError, match="not finite"):
         squared_spectrum(torch.tensor([[1.0, float("nan")]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_finite(dtype: torch.dtype):
+    weight = torch.full((3, 4), torch.finfo(dtype).max, dtype=dtype)  # their sum is not finite
+    assert all_finite(weight) and all_finite(weight[:0])
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        weight[1, 2] = bad
+        assert not all_finite(weight)

@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from rlsgd.models import load_policy
 from rlsgd.optimizers.roles import mark_roles
 from rlsgd.scoring import completion_logprobs
+from rlsgd.shared_prompts import share_prompts
 from rlsgd.types import Rollouts
 
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -46,7 +47,8 @@ class Allocations:
                 for time, nbytes in changes:
                     live += nbytes if time <= event.end_ns() else 0
                     peak = max(peak, live) if time >= event.start_ns() else live
-                self.peaks[event.name().removeprefix("phase ")] = peak
+                name = event.name().removeprefix("phase ")
+                self.peaks[name] = max(peak, self.peaks.get(name, 0))
 
 
 @contextmanager
@@ -59,35 +61,59 @@ def allocations() -> Iterator[Allocations]:
     found.read(profiled)
 
 
-def random_rollouts(rows: int, prompt: int, completion: int) -> Rollouts:
-    """All completions are full; one prompt is shorter, so that there is padding."""
+def random_rollouts(
+    rows: int, prompt: int, completion: int, *, group_size: int = 1, padded: bool = True
+) -> Rollouts:
+    """All completions are full; the first rows' prompt is shorter where there is padding."""
     mask = torch.ones(rows, prompt + completion, dtype=torch.bool)
-    mask[0, :2] = False
+    mask[:group_size, :2] = not padded
     scored = torch.zeros_like(mask)
     scored[:, prompt:] = True
+    ids = torch.randint(2, 14, mask.shape)
+    ids[:, :prompt] = ids[::group_size, :prompt].repeat_interleave(group_size, 0)
+    ids[:, 0] = torch.arange(2, 2 + rows // group_size).repeat_interleave(group_size)  # all differ
     return Rollouts(
-        input_ids=torch.randint(2, 14, mask.shape),
+        input_ids=ids,
         attention_mask=mask,
         completion_mask=scored,
         truncated=torch.zeros(rows, dtype=torch.bool),
     )
 
 
-def peaks_of_steps(folder: str | Path, make: Any, batch: Rollouts) -> dict[str, int]:
-    """Peaks of `forward`, `backward` and `step` in the second of two steps, from loading on."""
+def peaks_of_steps(
+    folder: str | Path,
+    make: Any,
+    batch: Rollouts,
+    *,
+    shared: bool = False,
+    checkpointing: bool = False,
+    microbatches: int = 1,
+) -> dict[str, int]:
+    """Peaks of `forward`, `backward` and `step` in the second of two steps, from loading on.
+
+    A step has `microbatches` passes over the batch.
+    """
     with allocations() as found:
         policy = load_policy(str(folder))
+        if shared:
+            share_prompts(policy)
+        if checkpointing:
+            policy.gradient_checkpointing_enable({"use_reentrant": False})
         mark_roles(policy)
         optimizer = make(policy.parameters())
 
         def closure(name: str) -> None:
-            with found.phase(f"{name}forward"):
-                logprobs, _ = completion_logprobs(policy, batch, temperature=1.0, with_entropy=True)
-                loss = -logprobs.sum()
-                del logprobs
-            optimizer.zero_grad()
-            with found.phase(f"{name}backward"):
-                loss.backward()
+            for index in range(microbatches):
+                with found.phase(f"{name}forward"):
+                    logprobs, _ = completion_logprobs(
+                        policy, batch, temperature=1.0, with_entropy=True
+                    )
+                    loss = -logprobs.sum()
+                    del logprobs
+                if index == 0:
+                    optimizer.zero_grad()
+                with found.phase(f"{name}backward"):
+                    loss.backward()
 
         for name in ("first ", ""):
             if hasattr(optimizer, "measure_norm"):  # it steps inside the backward pass

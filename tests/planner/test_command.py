@@ -56,6 +56,16 @@ def test_tables_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert record["setup"]["max_prompt_tokens"] == 6
 
 
+def test_shared_prompts_are_a_flag(capsys: pytest.CaptureFixture[str]):
+    arguments = ("--model", "embedded", "--microbatch", "4", "--precision", "32-true", *SMALL)
+    found = [run_json(capsys, *arguments, "--share_prompts", flag) for flag in ("true", "false")]
+    shared, alone = (
+        record["optimizers"]["torch.optim.SGD"]["terms"]["activations"] for record in found
+    )
+    assert shared < alone
+    assert [record["setup"]["share_prompts"] for record in found] == [True, False]
+
+
 def test_what_is_not_in_a_plan_is_said(tiny_gpt2: Path, capsys: pytest.CaptureFixture[str]):
     arguments = ["--model", str(tiny_gpt2), "--optimizer", "torch.optim.Adagrad", *SMALL]
     assert main(["memory", *arguments]) == 0

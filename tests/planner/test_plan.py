@@ -11,12 +11,16 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from rlsgd.models import EMBEDDED, load_policy
 from rlsgd.planner.architecture import load_architecture
+from rlsgd.planner.batches import Dtypes, SharedBatch
 from rlsgd.planner.optimizers import class_and_arguments, measure_optimizer
 from rlsgd.planner.plan import plan, smallest_gpus
 from rlsgd.planner.setup import Setup
 from rlsgd.rollout.sampler import HFSampler
+from rlsgd.types import Rollouts
 
 MEASURED = json.loads(Path("docs/memory/measured.json").read_text())
+BACKWARD = ("backward", "last layer", "first layer", "backward end")
+UPDATE_MEMORY = json.loads(Path("docs/performance/update_memory.json").read_text())
 PAPER = Setup(gpus=4)  # arXiv:2602.07729: four GPUs, FSDP, float32 master weights
 
 
@@ -55,20 +59,26 @@ def large_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def compare(folder: Path, name: str, shape: tuple[int, int, int]) -> None:
+def compare(folder: Path, name: str, setup: Setup, batch: Rollouts) -> None:
     """Planned against allocated, in the steady state.
 
-    The largest difference is 3.5%: temporaries inside the backward pass of a layer, which the plan
-    leaves out.
+    What is left out are some numbers for each token in the forward pass (0.25% of the smallest
+    model); gradients of vectors at the end of the backward pass (1%); and in AdamW's step the
+    updated vectors (2% of the embedded model).
     """
     kind, arguments = class_and_arguments(spec_of(name))
-    batch = random_rollouts(*shape)
-    measured = peaks_of_steps(folder, lambda p: kind(p, **{"lr": 1e-5, **arguments}), batch)
-    optimizer = measure_optimizer(spec_of(name), 4)
-    peaks = plan(load_architecture(str(folder)), optimizer, on_cpu(*shape)).peaks
-    assert peaks["forward"] == pytest.approx(measured["forward"], rel=0.002)
-    backward = max(peaks["backward"], peaks["backward end"])
-    assert backward == pytest.approx(measured["backward"], rel=0.05)
+    measured = peaks_of_steps(
+        folder,
+        lambda p: kind(p, **{"lr": 1e-5, **arguments}),
+        batch,
+        shared=setup.share_prompts,
+        checkpointing=setup.activation_checkpointing,
+        microbatches=setup.minibatch // setup.microbatch,
+    )
+    peaks = plan(load_architecture(str(folder)), measure_optimizer(spec_of(name), 4), setup).peaks
+    assert peaks["forward"] == pytest.approx(measured["forward"], rel=0.0025)
+    backward = max(peaks[moment] for moment in BACKWARD)
+    assert backward == pytest.approx(measured["backward"], rel=0.01)
     if "step" in measured:
         assert peaks["step"] == pytest.approx(measured["step"], rel=0.03)
     else:
@@ -77,15 +87,53 @@ def compare(folder: Path, name: str, shape: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_peaks_of_the_embedded_model(name: str):
-    compare(EMBEDDED, name, (16, 10, 6))
+    compare(EMBEDDED, name, on_cpu(16, 10, 6), random_rollouts(16, 10, 6))
 
 
-@pytest.mark.parametrize("shape", [(8, 6, 10), (2, 20, 3)])
+@pytest.mark.parametrize("shape", [(8, 6, 10), (2, 20, 3), (40, 4, 80)])
 @pytest.mark.parametrize("name", ["AdamW", "FusedBackwardSGD"])
 def test_peaks_where_the_vocabulary_is_large(
     name: str, shape: tuple[int, int, int], large_vocabulary: Path
 ):
-    compare(large_vocabulary, name, shape)
+    """The logits of the last shape are of two chunks."""
+    compare(large_vocabulary, name, on_cpu(*shape), random_rollouts(*shape))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("shape", [(8, 30, 10), (2, 20, 3)])
+@pytest.mark.parametrize("which", ["embedded", "large"])
+def test_peaks_where_gradients_accumulate(
+    which: str, shape: tuple[int, int, int], checkpointing: bool, large_vocabulary: Path
+):
+    rows, prompt, completion = shape
+    setup = replace(
+        on_cpu(2 * rows, prompt, completion),
+        microbatch=rows,
+        activation_checkpointing=checkpointing,
+    )
+    folder = EMBEDDED if which == "embedded" else large_vocabulary
+    compare(folder, "SGD", setup, random_rollouts(*shape))
+
+
+@pytest.mark.parametrize(("checkpointing", "shared"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("name", ["SGD", "FusedBackwardSGD"])
+@pytest.mark.parametrize("shape", [(4, 60, 20), (2, 20, 3)])
+@pytest.mark.parametrize("which", ["embedded", "large"])
+def test_peaks_with_checkpointing_and_shared_prompts(
+    which: str,
+    shape: tuple[int, int, int],
+    name: str,
+    checkpointing: bool,
+    shared: bool,
+    large_vocabulary: Path,
+):
+    folder = EMBEDDED if which == "embedded" else large_vocabulary
+    setup = replace(
+        on_cpu(*shape, group_size=2),
+        activation_checkpointing=checkpointing,
+        share_prompts=shared,
+    )
+    compare(folder, name, setup, random_rollouts(*shape, group_size=2, padded=not shared))
 
 
 @pytest.mark.parametrize("shape", [(16, 8, 12), (8, 60, 4)])
@@ -129,13 +177,50 @@ def test_recorded_bytes(name: str):
     assert planned.terms["weights"] == found["parameter_bytes"]
     assert planned.terms["gradients"] == found["gradient_bytes"]
     assert planned.terms.get("optimizer state", 0) == found["optimizer_state_bytes"]
-    # what is resident is more than tensors: code that is loaded late, the heap's gaps
-    peak = max(v for moment, v in found["resident_peaks"].items() if moment != "load")
-    assert planned.peak == pytest.approx(peak, rel=0.15)
+    peaks = planned.peaks
+    seen = {"rollout": ("prefill", "decoding"), "forward": ("forward",), "backward": BACKWARD}
+    for moment, parts in {**seen, "step": ("step",)}.items():
+        beside = found["resident_peaks"][moment] - max(peaks[part] for part in parts)
+        assert 35e6 < beside < 65e6, moment  # code that is loaded late, the heap's gaps
 
 
 def test_it_was_recorded_for_every_optimizer():
     assert MEASURED["optimizers"].keys() == OPTIMIZERS.keys()
+
+
+UPDATES = [case for case in UPDATE_MEMORY["cases"] if case["mmap_threshold"]]
+
+
+@pytest.mark.parametrize(
+    "found", UPDATES, ids=lambda case: "-".join(map(str, list(case.values())[1:4]))
+)
+def test_recorded_updates(found: dict):
+    rows, prompt, completion = (
+        UPDATE_MEMORY[name] for name in ("rows", "prompt_tokens", "completion_tokens")
+    )
+    setup = replace(
+        on_cpu(rows, prompt, completion, group_size=rows),
+        activation_checkpointing=found["activation_checkpointing"],
+        share_prompts=found["share_prompts"],
+    )
+    optimizer = measure_optimizer(spec_of(found["optimizer"]), 4)
+    peaks = plan(load_architecture("smollm2-135m"), optimizer, setup).peaks
+    planned = max(peaks[moment] for moment in ("forward", *BACKWARD, "step"))
+    # beside tensors as above; but a mask and repeated keys are planned, which full rows do without
+    unmasked = not (found["share_prompts"] or found["activation_checkpointing"])
+    least = -20e6 if unmasked else 35e6
+    assert least < found["ratio"] * found["weights"] - planned < 60e6
+
+
+def test_an_update_takes_little_beside_the_weights():
+    """The figure of docs/performance.md, and that the record's ratio is what it says."""
+    assert len(UPDATES) == 8
+    for case in UPDATE_MEMORY["cases"]:
+        peaks = case["resident_peaks"]
+        most = max(peaks[moment] for moment in ("forward", "backward", "step"))
+        assert case["ratio"] == round(most / case["weights"], 4)
+        if case in UPDATES and case["optimizer"] == "FusedBackwardSGD":
+            assert case["ratio"] <= 1.6 or not case["activation_checkpointing"]
 
 
 # ---- the paper's figures
@@ -205,6 +290,49 @@ def test_the_fewest_gpus(gpu_bytes: float):
 # ---- variants
 
 
+def test_prompts_of_a_microbatch():
+    """Of 8 prompts x 4: whole groups, groups that are cut, and rows drawn from all of them."""
+    setup = Setup(share_prompts=True, prompts_per_epoch=8, group_size=4)
+    prompts = {1: 1, 2: 2, 4: 1, 5: 2, 6: 3, 8: 2, 32: 8, 100: 8}
+    for microbatch, expected in prompts.items():
+        assert replace(setup, microbatch=microbatch).prompts == expected, microbatch
+    assert replace(setup, microbatch=4, minibatches=2).prompts == 4
+    assert replace(setup, microbatch=16, minibatches=2, gpus=2).prompts == 4
+    # two rows of one prompt at most, though the group has four
+    assert replace(setup, prompts_per_epoch=1, microbatch=2).prompts == 1
+
+
+def test_shared_prompts_by_hand():
+    """8 completions of 2 prompts, 100 + 50 tokens: 200 + 8 x 49 tokens instead of 8 x 149."""
+    setup = Setup(
+        prompts_per_epoch=2,
+        group_size=4,
+        microbatch=8,
+        max_prompt_tokens=100,
+        max_completion_tokens=50,
+        share_prompts=True,
+    )
+    batch = setup.batch
+    assert isinstance(batch, SharedBatch)
+    assert (batch.computed, batch.scores, batch.mask_numel) == (592, 400, 8 * 49 * 149)
+    assert replace(setup, share_prompts=False).batch.computed == 8 * 149
+    model = load_architecture("qwen3-1.7b")
+    decoder = model.decoder
+    assert decoder is not None and (decoder.heads, model.kv_heads) == (16, 8)
+    # bfloat16, heads of 128: 3 x 16 of each token, k and v with 8, and 16 of each key that a
+    # completion sees; on a CPU 8 of it
+    sums, dtypes = 4 * 16 * 592, Dtypes(2, 2, 2)
+    for repeats, seen in ((True, 16), (False, 8)):
+        found = replace(batch, repeats_keys=repeats).attention_bytes(model, dtypes)
+        assert found == 2 * 128 * ((3 * 16 + 2 * 8) * 592 + 2 * seen * 8 * 149) + sums
+    assert batch.repeats_keys
+    peaks = [
+        plan(model, measure_optimizer("SGD", 4), replace(setup, share_prompts=shared)).peak
+        for shared in (False, True)
+    ]
+    assert peaks[1] < peaks[0]
+
+
 def test_reference_critic_and_engine(tiny_llama: Path):
     model, adamw = load_architecture(str(tiny_llama)), measure_optimizer("AdamW", 4)
     setup = Setup(prompts_per_epoch=4, max_prompt_tokens=6, max_completion_tokens=4)
@@ -255,7 +383,6 @@ def test_unknown_layers_have_no_activations(tiny_gpt2: Path):
     [
         ({"gpus": 3}, "--prompts_per_epoch 256: cannot be divided among --gpus 3"),
         ({"microbatch": 0}, "--microbatch 0: must be at least 1"),
-        ({"temperature": 0.0}, "--temperature 0.0: must be above 0"),
         ({"precision": "16"}, "--precision 16: must be one of 32-true, bf16-mixed, bf16-true"),
         ({"accelerator": "cpu"}, "--accelerator cpu: plans one process"),
         ({"minibatches": 2000}, "--minibatches 2000: more than the 1024 completions of a GPU"),
