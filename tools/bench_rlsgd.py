@@ -22,12 +22,14 @@ import rlsgd.cli
 
 NEVER = 10**9  # epochs between two measurements of a callback
 # What differs from the defaults of `rlsgd fit`. The module is GRPO: mean over tokens, no KL, one
-# update from each rollout; the advantages' epsilon is another, TRL's, and prompts are shared.
+# update from each rollout; the advantages' epsilon is another, TRL's, prompts are shared
+# and linear layers computed by oneDNN.
 MODEL = {
     "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0e-4}},
     "temperature": 1.0,
     "advantage_eps": 1.0e-4,
     "share_prompts": True,
+    "onednn": True,
 }
 TRAINER = {
     "accelerator": "cpu",

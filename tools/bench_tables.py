@@ -3,8 +3,8 @@
     python tools/bench_tables.py docs/performance.md FILE.json ...
 
 In the document what stands between `<!-- NAME -->` and `<!-- end -->` is replaced by the table of
-that name: `ratios`, `times`, `memory`, `diagnostics`, `limit`, `machine` of tools/bench.py, and
-`scaling` of tools/bench_scaling.py.
+that name: `ratios`, `times`, `memory`, `diagnostics`, `limit`, `machine` of tools/bench.py;
+`scaling` of tools/bench_scaling.py; `sharing` of tools/bench_sharing.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench_worker import OTHER, PHASES
@@ -142,6 +143,26 @@ def scaling(found: dict[str, Any]) -> Rows:
     return rows
 
 
+def sharing(found: dict[str, Any]) -> Rows:
+    """An update with prompts shared over one with prompts apart."""
+    heading = ["prompt : completion", "tokens", "prompts apart", "shared"]
+    rows = [[*heading, "shared / apart (min..max)", "of operations"]]
+    for its in found["sharing"]:
+        measured = its["ratios"]
+        spread = f"({min(measured):.2f}..{max(measured):.2f})"
+        rows.append(
+            [
+                its["ratio"],
+                f"{its['prompt_tokens']} : {its['completion_tokens']}",
+                seconds(its["seconds_apart"]),
+                seconds(its["seconds_shared"]),
+                f"{median(measured):.2f} {spread}",
+                f"{its['operations']:.2f}",
+            ]
+        )
+    return rows
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {
     "ratios": ratios,
     "times": times,
@@ -150,7 +171,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {
     "limit": limit,
     "machine": machine,
     "scaling": scaling,
+    "sharing": sharing,
 }
+NEEDS = {"scaling": "sweeps", "sharing": "sharing"}  # the others need cases
 
 
 def markdown(rows: Rows) -> str:
@@ -179,8 +202,7 @@ def fill(text: str, found: dict[str, Any]) -> str:
         name = match.group(1)
         if name not in TABLES:
             raise ValueError(f"<!-- {name} -->: there are only {', '.join(TABLES)}")
-        missing = "sweeps" if name == "scaling" else "cases"
-        if missing not in found:
+        if NEEDS.get(name, "cases") not in found:
             return match.group(0)
         return f"<!-- {name} -->\n\n{markdown(TABLES[name](found))}\n\n<!-- end -->"
 
