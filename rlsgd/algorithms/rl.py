@@ -15,6 +15,7 @@ from rlsgd.distributed import derived_seed
 from rlsgd.functional.kl import kl_penalty, validate_kl_estimator
 from rlsgd.functional.logprobs import policy_ratio
 from rlsgd.problems import Prompt, Scores
+from rlsgd.onednn import use_onednn
 from rlsgd.rollout.microbatches import computed_tokens, rollout_logprobs, split_rows
 from rlsgd.scoring import completion_logprobs
 from rlsgd.sharded_models import load_sharded_reference
@@ -104,6 +105,8 @@ class RLModule(TokenLossModule):
         if self.kl_coef and self.reference is None:
             reference = load_sharded_reference(self.policy_path, self.sharding())
             self.reference = self.rounded(reference)
+            if self.onednn:  # the very products of the policy: KL starts at 0
+                use_onednn(self.reference)
         if self.share_prompts:
             for model in filter(None, (self.policy, self.reference)):
                 share_prompts(model)
