@@ -14,9 +14,7 @@ from torch import Tensor
 
 TOLERANCES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 CHUNK = 1 << 22  # entries that are held in float64 at a time: 32 MiB
-CACHED = (
-    1 << 17
-)  # entries whose temporaries stay in a CPU's cache; whole ones cost 10 times as much
+CACHED = 1 << 17  # entries whose temporaries stay in a CPU's cache; whole ones cost ten times more
 ROWS = 512  # rows that a product in float64 takes at a time
 
 
