@@ -61,7 +61,7 @@ def completion_logprobs(
             return logprobs[None]
         return torch.stack([logprobs, entropy if entropy_gradient else entropy.detach()])
 
-    if shares_prompts(model) and batch.position_ids is None:
+    if shares_prompts(model) and batch.position_ids is None and len(targets):
         packed = pack(batch, scored)
         values = _scores(model, lambda predictors: predictors[0], score, **packed)
     else:

@@ -137,7 +137,7 @@ def pack(batch: Rollouts, scored: Tensor) -> dict[str, Any]:
 
     Args:
         batch: its masks and `input_ids`.
-        scored: [B, T] bool, the tokens to score; S in all.
+        scored: [B, T] bool, the tokens to score; S in all, at least one.
 
     Returns:
         `input_ids` [1, N] and `position_ids` [1, N]; `logits_to_keep` [S], the positions that
@@ -156,15 +156,11 @@ def pack(batch: Rollouts, scored: Tensor) -> dict[str, Any]:
     since = attended & (columns >= first)
     inside = since & (columns < last)
 
-    slots: dict[tuple[int, ...], int] = {}
-    leaders, prompt_of = [], []
-    for row in range(len(ids)):
-        key = tuple(ids[row, before[row]].tolist())
-        assert key, "a completion follows a prompt"
-        if key not in slots:
-            slots[key] = len(slots)
-            leaders.append(row)
-        prompt_of.append(slots[key])
+    assert before.any(1).all(), "a completion follows a prompt"
+    _, prompt_of = torch.where(before, ids, -1).unique(dim=0, return_inverse=True)
+    rows = torch.arange(len(ids))
+    leaders = rows.new_zeros(int(prompt_of.max()) + 1)
+    leaders = leaders.scatter_reduce_(0, prompt_of, rows, "amin", include_self=False)
     prompt_lengths, lengths = before[leaders].sum(1), inside.sum(1)
     own_prompt = prompt_lengths[prompt_of]
 
@@ -181,7 +177,7 @@ def pack(batch: Rollouts, scored: Tensor) -> dict[str, Any]:
     sees_prompt = (torch.arange(prompts.width) < own_prompt[:, None])[:, None, None]
     sees_itself = torch.ones(size, size, dtype=torch.bool).tril().expand(len(ids), 1, -1, -1)
     mask = torch.cat([sees_prompt.expand(-1, -1, size, -1), sees_itself], 3)
-    layout = Layout(prompts, completions, torch.tensor(prompt_of, device=device), mask.to(device))
+    layout = Layout(prompts, completions, prompt_of.to(device), mask.to(device))
     return {
         "input_ids": input_ids[None].to(device),
         "position_ids": position_ids[None].to(device),

@@ -109,6 +109,15 @@ def test_holes_and_rows_without_scored_tokens(tiny_llama: Path):
     assert_equal_paths(tiny_llama, batch)
 
 
+def test_a_batch_without_scored_tokens_has_no_logprobs(tiny_llama: Path):
+    model = load_policy(str(tiny_llama))
+    share_prompts(model)
+    batch = make_batch()
+    batch.completion_mask[:] = False
+    logprobs, _ = completion_logprobs(model, batch, temperature=1.0)
+    assert logprobs.shape == batch.input_ids.shape and not logprobs.any()
+
+
 def test_activation_checkpointing_changes_nothing(tiny_qwen3: Path):
     assert_equal_paths(tiny_qwen3, make_batch(left=1), checkpointing=True)
 

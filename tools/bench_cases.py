@@ -44,6 +44,7 @@ class Case:
         limit: what the plan asks of the ratios to TRL, of seconds and of peak memory.
         sparsity_every: the shipped cadence of UpdateSparsity, in iterations.
         rank_every: the shipped cadence of EffectiveRank, in iterations.
+        onednn: whether rlsgd has oneDNN compute linear layers; it loses on small products.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Case:
     limit: float = 0.6
     sparsity_every: int = 10
     rank_every: int = 20
+    onednn: bool = True
 
     @property
     def rows(self) -> int:
@@ -72,6 +74,7 @@ CASES = {
             repeats=25,
             sparsity_every=5,
             rank_every=10,
+            onednn=False,
         ),
         Case("qwen3_50m", "qwen3_50m", 8, 4, 32, chat=True),  # also group 4 of the three below
         Case("group_8", "qwen3_50m", 4, 8, 32, chat=True),

@@ -22,14 +22,13 @@ import rlsgd.cli
 
 NEVER = 10**9  # epochs between two measurements of a callback
 # What differs from the defaults of `rlsgd fit`. The module is GRPO: mean over tokens, no KL, one
-# update from each rollout; the advantages' epsilon is another, TRL's, prompts are shared
-# and linear layers computed by oneDNN.
+# update from each rollout; the advantages' epsilon is another, TRL's, prompts are shared.
+# Whether linear layers are computed by oneDNN, the case says.
 MODEL = {
     "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 1.0e-4}},
     "temperature": 1.0,
     "advantage_eps": 1.0e-4,
     "share_prompts": True,
-    "onednn": True,
 }
 TRAINER = {
     "accelerator": "cpu",
@@ -163,6 +162,7 @@ def config(settings: dict[str, Any], path: Path) -> dict[str, Any]:
             "init_args": {
                 "policy": settings["model"],
                 "max_completion_tokens": case["completion_tokens"],
+                "onednn": case["onednn"],
                 **MODEL,
             },
         },

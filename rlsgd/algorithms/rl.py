@@ -14,8 +14,8 @@ from rlsgd.algorithms.token_weights import TokenWeights
 from rlsgd.distributed import derived_seed
 from rlsgd.functional.kl import kl_penalty, validate_kl_estimator
 from rlsgd.functional.logprobs import policy_ratio
-from rlsgd.problems import Prompt, Scores
 from rlsgd.onednn import use_onednn
+from rlsgd.problems import Prompt, Scores
 from rlsgd.rollout.microbatches import computed_tokens, rollout_logprobs, split_rows
 from rlsgd.scoring import completion_logprobs
 from rlsgd.sharded_models import load_sharded_reference
