@@ -104,7 +104,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(1, len(found["sweeps"]), figsize=(12, 3.6), squeeze=False)
     for axis, sweep in zip(axes[0], found["sweeps"], strict=True):
@@ -114,11 +114,22 @@ def plot(found: dict[str, Any], path: Path) -> None:
         axis.loglog(sizes, took, "o-", label=f"slope {sweep['slope']:.2f}")
         axis.loglog(sizes, linear, ":", color="grey", label="linear")
         axis.set(xlabel=sweep["name"], ylabel="seconds an iteration")
+        axis.set_xticks(sizes, [short(size) for size in sizes])
+        axis.minorticks_off()
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         axis.legend()
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def short(size: int) -> str:
+    """512, 4.0M, 135M."""
+    if size < 1_000_000:
+        return str(size) if size < 100_000 else f"{size / 1e6:.1f}M"
+    return f"{size / 1e6:.{0 if size >= 10_000_000 else 1}f}M"
 
 
 def parse() -> argparse.Namespace:
