@@ -1,10 +1,12 @@
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from batches import padded_batch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -20,21 +22,7 @@ ROWS = [  # ragged prompts and completions
 ]
 
 
-def make_batch(*, left: int = 0, right: int = 0, align_left: bool = True, pad: int = 0) -> Rollouts:
-    """`ROWS` with prompts padded on the left, or everything on the right; plus extra columns."""
-    prompt_width = max(len(prompt) for prompt, _ in ROWS) if align_left else 0
-    spans = [(max(prompt_width - len(p), 0) + left, p, c) for p, c in ROWS]
-    width = max(start + len(p) + len(c) for start, p, c in spans) + right
-    input_ids = torch.full((len(ROWS), width), pad)
-    attention_mask = torch.zeros(input_ids.shape, dtype=torch.bool)
-    completion_mask = attention_mask.clone()
-    for row, (start, prompt, completion) in enumerate(spans):
-        middle, end = start + len(prompt), start + len(prompt) + len(completion)
-        input_ids[row, start:end] = torch.tensor(prompt + completion)
-        attention_mask[row, start:end] = True
-        completion_mask[row, middle:end] = True
-    truncated = torch.zeros(len(ROWS), dtype=torch.bool)
-    return Rollouts(input_ids, attention_mask, completion_mask, truncated)
+make_batch = partial(padded_batch, ROWS)
 
 
 def logprobs_row_by_row(model: PreTrainedModel, temperature: float) -> Tensor:
@@ -58,8 +46,8 @@ def gradient(model: PreTrainedModel, scores: Tensor) -> list[Tensor]:
     [
         {},
         {"left": 4, "right": 3},
-        {"align_left": False},
-        {"align_left": False, "right": 5, "pad": 1},
+        {"align": False},
+        {"align": False, "right": 5, "pad": 1},
     ],
     ids=["left", "wider", "right", "right-wider-eos"],
 )

@@ -1,8 +1,10 @@
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from batches import padded_batch
 from tiny_models import LLAMA, PAD, save_tiny
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen2Config
@@ -24,21 +26,7 @@ ROWS = [  # two groups, a stray third completion of the first prompt, one prompt
 SHARED_TOKENS = (5 + 1 + 3) + (2 + 5 + 0 + 1 + 3 + 2)  # the last of a completion predicts nothing
 
 
-def make_batch(rows: Any = ROWS, *, left: int = 0, right: int = 0, align: bool = True) -> Rollouts:
-    """Prompts padded on the left, or everything on the right; plus extra columns."""
-    prompt_width = max(len(prompt) for prompt, _ in rows) if align else 0
-    starts = [max(prompt_width - len(prompt), 0) + left for prompt, _ in rows]
-    width = max(s + len(p) + len(c) for s, (p, c) in zip(starts, rows, strict=True)) + right
-    input_ids = torch.full((len(rows), width), PAD)
-    attention_mask = torch.zeros(input_ids.shape, dtype=torch.bool)
-    completion_mask = attention_mask.clone()
-    for row, (start, (prompt, completion)) in enumerate(zip(starts, rows, strict=True)):
-        middle, end = start + len(prompt), start + len(prompt) + len(completion)
-        input_ids[row, start:end] = torch.tensor(prompt + completion)
-        attention_mask[row, start:end] = True
-        completion_mask[row, middle:end] = True
-    truncated = torch.zeros(len(rows), dtype=torch.bool)
-    return Rollouts(input_ids, attention_mask, completion_mask, truncated)
+make_batch = partial(padded_batch, ROWS)
 
 
 def scores_and_gradients(
@@ -94,12 +82,12 @@ def test_shared_prompts_equal_separate_rows(
 
 def test_equal_lengths_need_no_padding(tiny_qwen3: Path):
     rows = [([5, 9, 12], [8, 22, 1]), ([5, 9, 12], [7, 4, 1]), ([6, 6, 2], [9, 9, 8])]
-    assert_equal_paths(tiny_qwen3, make_batch(rows))
+    assert_equal_paths(tiny_qwen3, padded_batch(rows))
 
 
 def test_single_token_completions(tiny_llama: Path):
     rows = [([5, 9, 12], [8]), ([5, 9, 12], [7]), ([6, 6], [9])]
-    assert_equal_paths(tiny_llama, make_batch(rows))
+    assert_equal_paths(tiny_llama, padded_batch(rows))
 
 
 def test_holes_and_rows_without_scored_tokens(tiny_llama: Path):
