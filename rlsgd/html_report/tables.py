@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from rlsgd.html_report.comparisons import Comparison
 from rlsgd.html_report.sources import ReportedRun, Source
 from rlsgd.study.scores import Score
-from rlsgd.study.summary import ArmSummary, best_rate, best_rule, summarise, sweeps
+from rlsgd.study.summary import ArmSummary, best_rule, summarise, sweeps
 from rlsgd.study.tables import (
     MISSING,
     change,
     horizon,
     number,
+    rate_rows,
     seed_count,
     shown,
     significant,
@@ -135,17 +136,7 @@ def learning_rates(arms: Sequence[ArmSummary], score: Score) -> list[Table]:
     """One table for each swept arm."""
     tables = []
     for name, rates in sweeps(arms).items():
-        best = best_rate(rates, score)
-        rows = [
-            [
-                f"{arm['learning_rate']:g}",
-                seed_count(arm),
-                shown(arm.estimate("score", "final"), score.scale, score.digits),
-                shown(arm.estimate("reward", "last"), 1, 3),
-                "best" if arm is best else "",
-            ]
-            for arm in rates
-        ]
+        rows = rate_rows(rates, score, best="best")
         header = ["learning rate", "seeds", f"final {score.label}", "reward, last epoch", ""]
         title = f"Learning rates of {name} ({rates[0]['optimizer']}, {rates[0]['precision']})"
         tables.append(Table(title, header, rows, [f"Best: {best_rule(score)}"]))

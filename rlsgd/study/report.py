@@ -12,14 +12,22 @@ from rlsgd.study.published import published_section
 from rlsgd.study.scores import SCORES, Score
 from rlsgd.study.summary import (
     ArmSummary,
-    best_rate,
     best_rule,
     paired_difference,
     representatives,
     summarise,
     sweeps,
 )
-from rlsgd.study.tables import change, horizon, number, seed_count, shown, significant, table
+from rlsgd.study.tables import (
+    change,
+    horizon,
+    number,
+    rate_rows,
+    seed_count,
+    shown,
+    significant,
+    table,
+)
 
 # columns that supervised training has nothing for
 _REWARD_CHANGE, _LAST_REWARD = "reward, first → last epoch", "reward of the last epoch"
@@ -148,17 +156,7 @@ def _differences(results: dict[str, Any], arms: Sequence[ArmSummary], score: Sco
 def _sweep_tables(results: dict[str, Any], arms: Sequence[ArmSummary], score: Score) -> list[str]:
     parts = []
     for name, rates in sweeps(arms).items():
-        best = best_rate(rates, score)
-        rows = [
-            [
-                f"{arm['learning_rate']:g}",
-                seed_count(arm),
-                shown(arm.estimate("score", "final"), score.scale, score.digits),
-                shown(arm.estimate("reward", "last"), 1, 3),
-                "**best**" if arm is best else "",
-            ]
-            for arm in rates
-        ]
+        rows = rate_rows(rates, score, best="**best**")
         header = ["learning rate", "seeds", f"final {score.label}", _LAST_REWARD, ""]
         parts += [
             f"## Learning rates of {name} ({rates[0]['optimizer']}, {rates[0]['precision']})",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rlsgd.study.summary import ArmSummary, Estimate
+from rlsgd.study.scores import Score
+from rlsgd.study.summary import ArmSummary, Estimate, best_rate
 
 MISSING = "n/a"
 
@@ -30,6 +31,21 @@ def change(arm: ArmSummary, group: str, keys: tuple[str, str], scale: float, dig
     before, after = (arm.estimate(group, key) for key in keys)
     start = number(before.mean if before else None, scale, digits)
     return f"{start} → {shown(after, scale, digits)}"
+
+
+def rate_rows(rates: Sequence[ArmSummary], score: Score, *, best: str) -> list[list[str]]:
+    """Of a swept arm: rate, seeds, final score, last reward, and `best` beside the best rate."""
+    chosen = best_rate(rates, score)
+    return [
+        [
+            f"{arm['learning_rate']:g}",
+            seed_count(arm),
+            shown(arm.estimate("score", "final"), score.scale, score.digits),
+            shown(arm.estimate("reward", "last"), 1, 3),
+            best if arm is chosen else "",
+        ]
+        for arm in rates
+    ]
 
 
 def shown(value: Estimate | None, scale: float, digits: int, *, sign: bool = False) -> str:
