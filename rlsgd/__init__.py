@@ -1,3 +1,7 @@
 """rlsgd: optimizers in reinforcement-learning post-training of language models."""
 
-__version__ = "0.1.0"
+from rlsgd.core.renamed import install
+
+__version__ = "0.2.0"
+
+install()

@@ -7,8 +7,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need the network
 from pathlib import Path
 
 import pytest
-from tiny_models import EOS, LLAMA, PAD, SHARED, character_tokenizer, save_tiny
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
+
+from tests.helpers.tiny_models import EOS, LLAMA, PAD, SHARED, character_tokenizer, save_tiny
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlsgd.cli import main
-from rlsgd.models import EMBEDDED
+from rlsgd.cli.main import main
+from rlsgd.models.loading import EMBEDDED
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

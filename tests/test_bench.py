@@ -2,26 +2,25 @@
 
 import json
 import math
-import sys
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-sys.path.append(str(Path(__file__).parents[1] / "tools"))
-import bench
-import bench_agree
-import bench_check
-import bench_limit
-import bench_scaling
-import bench_sides
-import bench_summary
-import bench_tables
-from bench_cases import Case
-from bench_worker import PHASES, Clock
+from benchmarks import (
+    bench,
+    bench_agree,
+    bench_check,
+    bench_limit,
+    bench_scaling,
+    bench_sides,
+    bench_summary,
+    bench_tables,
+)
+from benchmarks.bench_cases import Case
+from benchmarks.bench_worker import PHASES, Clock
 
 PROMPTS, GROUP, TOKENS, REPEATS = 2, 3, 4, 2
 

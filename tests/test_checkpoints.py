@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rlsgd import checkpoints
-from rlsgd.checkpoints import LazyTensors, starting_weights, write_tensors
-from rlsgd.distributed import full_parameters
-from rlsgd.models import load_policy
+from rlsgd.core import checkpoints
+from rlsgd.core.checkpoints import LazyTensors, starting_weights, write_tensors
+from rlsgd.core.distributed import full_parameters
+from rlsgd.models.loading import load_policy
 
 
 def start(

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_text import prepare_small_text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlsgd import cli, training_cli
-from rlsgd.cli import main, user_error
-from rlsgd.models import EMBEDDED
+from rlsgd.cli import main as cli
+from rlsgd.cli import training as training_cli
+from rlsgd.cli.main import main, user_error
+from rlsgd.models.loading import EMBEDDED
+from tests.helpers.small_text import prepare_small_text
 
 CONFIG = "configs/grpo_embedded.yaml"
 SMALL = [
@@ -115,7 +116,7 @@ def test_weights_that_explode_in_the_last_step_are_noticed(capsys):
 def test_weights_survive_a_gradient_that_is_not_finite(monkeypatch):
     """The check comes before the optimizer step, so what was learned is not destroyed."""
     from rlsgd.algorithms import GRPO
-    from rlsgd.types import DivergedError
+    from rlsgd.core.types import DivergedError
 
     kept = {}
 
@@ -237,7 +238,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, capsys):
 
 
 def test_the_module_runs_as_a_script():
-    assert cli.__name__ == "rlsgd.cli" and Path(cli.__file__).name == "cli.py"
+    assert cli.__name__ == "rlsgd.cli.main" and Path(cli.__file__).name == "main.py"
 
 
 TEXT = ["--data=TextDataModule", "--data.path=configs", "--trainer.logger=false"]

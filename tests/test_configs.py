@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_text import prepare_small_text
 
-from rlsgd.models import EMBEDDED
+from rlsgd.cli.training import TrainingCLI
+from rlsgd.models.loading import EMBEDDED
 from rlsgd.study.arms import load_study
 from rlsgd.study.expansion import expand_runs
-from rlsgd.training_cli import TrainingCLI
+from tests.helpers.small_text import prepare_small_text
 
 CONFIGS = [
     pytest.param(path, marks=pytest.mark.vllm if "VLLMSampler" in path.read_text() else ())

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from rlsgd.distributed import derived_seed, full_parameters, gathered, global_sum
+from rlsgd.core.distributed import derived_seed, full_parameters, gathered, global_sum
 
 SEED = 4469640723056124473  # derived_seed(0, "rollout", 3, 1), for all time
 
@@ -77,7 +77,9 @@ def test_derived_seed_changes_with_every_part(other: tuple):
 
 
 def test_derived_seed_is_the_same_in_another_process():
-    code = "from rlsgd.distributed import derived_seed; print(derived_seed(0, 'rollout', 3, 1))"
+    code = (
+        "from rlsgd.core.distributed import derived_seed; print(derived_seed(0, 'rollout', 3, 1))"
+    )
     environment = {**os.environ, "PYTHONHASHSEED": "123"}
     printed = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True

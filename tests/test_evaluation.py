@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlsgd.cli import main
-from rlsgd.evaluation import Estimate, ProblemResults, estimates, powers_of_two
-from rlsgd.training_cli import TrainingCLI
+from rlsgd.algorithms.evaluation import Estimate, ProblemResults, estimates, powers_of_two
+from rlsgd.cli.main import main
+from rlsgd.cli.training import TrainingCLI
 
 SMALL = [
     *("--config", "configs/grpo_embedded.yaml", "--trainer.logger", "false"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from rlsgd.training_cli import TrainingCLI
+from rlsgd.cli.training import TrainingCLI
 
 README = Path("README.md").read_text()
 SMALL = [
@@ -52,7 +52,14 @@ def test_a_new_algorithm_trains_by_class_path(tmp_path, monkeypatch):
 
 def test_a_class_that_is_no_policy_module_is_refused(tmp_path):
     (tmp_path / "wrong.py").write_text("class Wrong:\n    pass\n")
-    command = [sys.executable, "-m", "rlsgd.cli", "fit", "--config", "configs/grpo_embedded.yaml"]
+    command = [
+        sys.executable,
+        "-m",
+        "rlsgd",
+        "fit",
+        "--config",
+        "configs/grpo_embedded.yaml",
+    ]
     done = subprocess.run(
         [*command, "--model", "wrong.Wrong"],
         env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},

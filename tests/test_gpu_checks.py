@@ -1,13 +1,11 @@
 """The checks for a GPU, on a CPU: their commands run, and they can fail."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parents[1] / "tools"))
-import gpu_checks
+from benchmarks import gpu_checks
 
 
 def test_memory_of_a_sharded_run_is_the_closed_form(tmp_path):

@@ -25,7 +25,7 @@ NEVER = {"datasets", "pyarrow", "pandas", "math_verify", "latex2sympy2_extended"
 
 def loaded(command: str, folder: Path) -> set[str]:
     """Top-level packages in a fresh process after `rlsgd COMMAND`."""
-    code = f"from rlsgd.cli import main; assert main({command.split()!r}) == 0; {REPORT}"
+    code = f"from rlsgd.cli.main import main; assert main({command.split()!r}) == 0; {REPORT}"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
     )

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import EOS, LLAMA, PAD, VOCABULARY, character_tokenizer
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -15,8 +14,8 @@ from transformers import (
     Qwen3ForSequenceClassification,
 )
 
-from rlsgd import models
-from rlsgd.models import (
+from rlsgd.models import loading as models
+from rlsgd.models.loading import (
     EMBEDDED,
     load_policy,
     load_reference,
@@ -24,6 +23,7 @@ from rlsgd.models import (
     resolve_model,
     stop_token_ids,
 )
+from tests.helpers.tiny_models import EOS, LLAMA, PAD, VOCABULARY, character_tokenizer
 
 
 def test_router_jitter_and_nested_dropout_are_off_too():
@@ -141,7 +141,7 @@ def test_an_unprepared_model_names_the_tool_that_prepares_it(
     monkeypatch.setenv("RLSGD_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match=r"Run: python tools/prepare_smollm2\.py"):
         resolve_model("smollm2-135m-instruct")
-    assert (Path(models.__file__).parent.parent / "tools" / "prepare_smollm2.py").is_file()
+    assert (Path(models.__file__).parents[2] / "tools" / "prepare_smollm2.py").is_file()
 
 
 def test_only_the_special_tokens_of_a_shipped_generation_config_are_kept(

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from batches import padded_batch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from rlsgd.core.types import Rollouts
 from rlsgd.functional import head_logprobs
-from rlsgd.models import load_policy
-from rlsgd.scoring import completion_logprobs, has_plain_head
-from rlsgd.types import Rollouts
+from rlsgd.models.loading import load_policy
+from rlsgd.models.scoring import completion_logprobs, has_plain_head
+from tests.helpers.batches import padded_batch
 
 ROWS = [  # ragged prompts and completions
     ([5, 9, 12, 30, 7], [8, 22, 1]),

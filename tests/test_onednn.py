@@ -3,12 +3,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_shared_prompts import make_batch, scores_and_gradients
 from torch import Tensor, nn
 
-from rlsgd import onednn
-from rlsgd.models import load_policy
-from rlsgd.onednn import use_onednn
+from rlsgd.models import onednn
+from rlsgd.models.loading import load_policy
+from rlsgd.models.onednn import use_onednn
+from tests.test_shared_prompts import make_batch, scores_and_gradients
 
 
 @pytest.fixture

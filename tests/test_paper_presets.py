@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_data import prepare_small_data
-from small_text import TOOL, prepare_small_text
-from tiny_models import LLAMA
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from rlsgd.cli.training import TrainingCLI
 from rlsgd.preparation.sources import SUITES
 from rlsgd.study.arms import load_study
 from rlsgd.study.evaluations import evaluation_runs
 from rlsgd.study.expansion import expand_runs
 from rlsgd.study.published import load_published, published_tables
-from rlsgd.training_cli import TrainingCLI
+from tests.helpers.small_data import prepare_small_data
+from tests.helpers.small_text import TOOL, prepare_small_text
+from tests.helpers.tiny_models import LLAMA
 
 PRESETS = sorted(Path("configs/paper").glob("*_*.yaml"))
 TABLES = sorted(Path("configs/paper/tables").glob("*.yaml"))

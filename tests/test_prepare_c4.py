@@ -14,7 +14,7 @@ from tokenizers import SentencePieceUnigramTokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, T5Tokenizer
 
 from rlsgd.data.text import TextDataModule
-from rlsgd.models import load_tokenizer
+from rlsgd.models.loading import load_tokenizer
 
 TOOL = runpy.run_path("tools/prepare_c4.py")
 DOCUMENTS = [

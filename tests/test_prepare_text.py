@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_text import PLAY, POEM, TOOL, prepare_small_text, write_archive
 
-from rlsgd.models import load_policy, load_tokenizer, resolve_model
+from rlsgd.models.loading import load_policy, load_tokenizer, resolve_model
+from tests.helpers.small_text import PLAY, POEM, TOOL, prepare_small_text, write_archive
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rlsgd.schedulers import WarmupCosine, warmup_cosine
+from rlsgd.optimizers.schedulers import WarmupCosine, warmup_cosine
 
 
 def rates(steps, **options):

@@ -4,16 +4,16 @@ from typing import Any
 
 import pytest
 import torch
-from batches import padded_batch
-from tiny_models import LLAMA, PAD, save_tiny
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen2Config
 
-from rlsgd.models import load_policy
+from rlsgd.core.types import Rollouts
+from rlsgd.models.loading import load_policy
+from rlsgd.models.scoring import completion_logprobs
+from rlsgd.models.shared_prompts import share_prompts
 from rlsgd.rollout.sampler import HFSampler
-from rlsgd.scoring import completion_logprobs
-from rlsgd.shared_prompts import share_prompts
-from rlsgd.types import Rollouts
+from tests.helpers.batches import padded_batch
+from tests.helpers.tiny_models import LLAMA, PAD, save_tiny
 
 ROWS = [  # two groups, a stray third completion of the first prompt, one prompt alone; ragged
     ([5, 9, 12, 30, 7], [8, 22, 1]),

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from rlsgd.checkpoints import LazyTensors
-from rlsgd.subnetwork import Subnetwork, require_no_weight_decay
+from rlsgd.core.checkpoints import LazyTensors
+from rlsgd.models.subnetwork import Subnetwork, require_no_weight_decay
 
 
 class Tiny(nn.Module):

@@ -11,10 +11,10 @@ import torch
 import yaml
 from torch import nn
 
+from rlsgd.cli.training import TrainingCLI
+from rlsgd.core.types import Rollouts
 from rlsgd.study.arms import load_study
 from rlsgd.study.expansion import expand_runs
-from rlsgd.training_cli import TrainingCLI
-from rlsgd.types import Rollouts
 
 TUTORIAL = Path("docs/tutorial.md").read_text()
 SMALL = [

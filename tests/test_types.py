@@ -1,8 +1,8 @@
 import torch
-from tiny_models import EOS
 
-from rlsgd.problems import Problem, Prompt
-from rlsgd.types import Rollouts
+from rlsgd.core.problems import Problem, Prompt
+from rlsgd.core.types import Rollouts
+from tests.helpers.tiny_models import EOS
 
 PROMPTS = [Prompt(Problem(f"q{i}", f"a{i}"), f"q{i}", [i]) for i in range(3)]
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from rlsgd.models import load_policy
-from rlsgd.types import Rollouts
-from rlsgd.value_model import ValueModel, load_value_model
+from rlsgd.core.types import Rollouts
+from rlsgd.models.loading import load_policy
+from rlsgd.models.value_model import ValueModel, load_value_model
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32 rounding of two layers, batched against alone
 PROMPTS = [[5, 9, 12], [7], [20, 3, 4, 11]]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlsgd.weight_sync import WeightSync, apply_update_, read_update, write_update
+from rlsgd.rollout.vllm.weight_sync import WeightSync, apply_update_, read_update, write_update
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

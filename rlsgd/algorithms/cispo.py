@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rlsgd.algorithms.rl import RLModule
+from rlsgd.core.types import Rollouts
 from rlsgd.functional.advantages import group_relative
 from rlsgd.functional.losses import weighted_logprob_loss
-from rlsgd.types import Rollouts
 
 
 class CISPO(RLModule):

@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlsgd.algorithms.base import PolicyModule
+from rlsgd.core.types import Rollouts
 from rlsgd.functional.masked import aggregate
-from rlsgd.scoring import completion_logprobs
-from rlsgd.types import Rollouts
+from rlsgd.models.scoring import completion_logprobs
 
 
 def cross_entropy_loss(module: PolicyModule, batch: Rollouts) -> Tensor:

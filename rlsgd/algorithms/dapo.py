@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from rlsgd.algorithms.grpo import GRPO
-from rlsgd.distributed import gathered
+from rlsgd.core.distributed import gathered
+from rlsgd.core.problems import Prompt, Scores
+from rlsgd.core.types import Rollouts
 from rlsgd.functional.advantages import group_relative, overlong_penalty, zero_variance_groups
-from rlsgd.problems import Prompt, Scores
 from rlsgd.rollout.join import join_rollouts, join_scores
-from rlsgd.types import Rollouts
 
 
 class DAPO(GRPO):

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rlsgd.algorithms.rl import RLModule
+from rlsgd.core.types import Rollouts
 from rlsgd.functional.advantages import group_relative
 from rlsgd.functional.losses import clipped_ratio_loss, validate_clip
-from rlsgd.types import Rollouts
 
 
 class GRPO(RLModule):

@@ -12,9 +12,9 @@ from torchmetrics import MeanMetric
 from rlsgd.algorithms.base import PolicyModule
 from rlsgd.algorithms.cross_entropy import check_document_isolation, cross_entropy_loss
 from rlsgd.callbacks.base import log_metrics
+from rlsgd.core.types import Rollouts
 from rlsgd.functional.masked import masked_mean
-from rlsgd.scoring import completion_logprobs
-from rlsgd.types import Rollouts
+from rlsgd.models.scoring import completion_logprobs
 
 
 class NextToken(PolicyModule):
@@ -27,7 +27,8 @@ class NextToken(PolicyModule):
 
     Args:
         lr_scheduler: any torch scheduler class, stepped after each optimizer step (not after each
-            epoch, as in RL), such as `rlsgd.schedulers.WarmupCosine`; none keeps the rate.
+            epoch, as in RL), such as `rlsgd.optimizers.schedulers.WarmupCosine`; none keeps the
+            rate.
     """
 
     def __init__(self, lr_scheduler: LRSchedulerCallable | None = None, **kwargs: Any) -> None:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from rlsgd.algorithms.actor_critic import ActorCritic, critic_metrics
-from rlsgd.distributed import global_sum
+from rlsgd.core.distributed import global_sum
+from rlsgd.core.types import Rollouts
 from rlsgd.functional.advantages import gae, terminal_rewards, validate_gae
 from rlsgd.functional.losses import (
     clipped_ratio_loss,
@@ -22,7 +23,6 @@ from rlsgd.functional.losses import (
     validate_value_clip,
 )
 from rlsgd.functional.masked import masked_whiten
-from rlsgd.types import Rollouts
 
 
 class PPO(ActorCritic):

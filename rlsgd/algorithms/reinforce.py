@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from rlsgd.algorithms.rl import RLModule
-from rlsgd.distributed import global_sum
+from rlsgd.core.distributed import global_sum
+from rlsgd.core.types import Rollouts
 from rlsgd.functional.advantages import group_relative
 from rlsgd.functional.losses import weighted_logprob_loss
-from rlsgd.types import Rollouts
 
 Baseline = Literal["group", "batch", "running", "none"]
 

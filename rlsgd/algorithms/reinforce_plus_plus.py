@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rlsgd.algorithms.rl import RLModule
-from rlsgd.distributed import global_sum
+from rlsgd.core.distributed import global_sum
+from rlsgd.core.types import Rollouts
 from rlsgd.functional.advantages import group_relative, returns_to_go
 from rlsgd.functional.losses import clipped_ratio_loss, validate_clip
 from rlsgd.functional.masked import masked_whiten
-from rlsgd.types import Rollouts
 
 
 class REINFORCEPlusPlus(RLModule):

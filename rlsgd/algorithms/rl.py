@@ -11,16 +11,16 @@ from transformers import PreTrainedModel
 from rlsgd.algorithms.rollout_metrics import rollout_metrics
 from rlsgd.algorithms.token_losses import TokenLossModule
 from rlsgd.algorithms.token_weights import TokenWeights
-from rlsgd.distributed import derived_seed
+from rlsgd.core.distributed import derived_seed
+from rlsgd.core.problems import Prompt, Scores
+from rlsgd.core.types import Rollouts
 from rlsgd.functional.kl import kl_penalty, validate_kl_estimator
 from rlsgd.functional.logprobs import policy_ratio
-from rlsgd.onednn import use_onednn
-from rlsgd.problems import Prompt, Scores
+from rlsgd.models.onednn import use_onednn
+from rlsgd.models.scoring import completion_logprobs
+from rlsgd.models.sharded_loading import load_sharded_reference
+from rlsgd.models.shared_prompts import share_prompts
 from rlsgd.rollout.microbatches import computed_tokens, rollout_logprobs, split_rows
-from rlsgd.scoring import completion_logprobs
-from rlsgd.sharded_models import load_sharded_reference
-from rlsgd.shared_prompts import share_prompts
-from rlsgd.types import Rollouts
 
 
 class RLModule(TokenLossModule):

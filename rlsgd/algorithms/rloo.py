@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rlsgd.algorithms.rl import RLModule
+from rlsgd.core.types import Rollouts
 from rlsgd.functional.advantages import leave_one_out
 from rlsgd.functional.losses import clipped_ratio_loss, sequence_ratio, validate_clip
-from rlsgd.types import Rollouts
 
 
 class RLOO(RLModule):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from rlsgd.core.problems import Scores
+from rlsgd.core.types import Rollouts
 from rlsgd.functional.advantages import zero_variance_groups
-from rlsgd.problems import Scores
-from rlsgd.types import Rollouts
 
 
 def rollout_metrics(rollouts: Rollouts, scores: Scores, group_size: int) -> dict[str, float]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlsgd.algorithms.cross_entropy import check_document_isolation, cross_entropy_loss
 from rlsgd.algorithms.verifiable import VerifiableModule
-from rlsgd.types import Rollouts
+from rlsgd.core.types import Rollouts
 
 
 class SFT(VerifiableModule):

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from rlsgd.algorithms.verifiable import VerifiableModule
+from rlsgd.core.types import Rollouts
 from rlsgd.functional.losses import ratio_clip_fractions
 from rlsgd.functional.masked import aggregate, aggregation_count, validate_aggregation
-from rlsgd.types import Rollouts
 
 
 class TokenLossModule(VerifiableModule):

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlsgd.distributed import gathered
+from rlsgd.core.distributed import gathered
+from rlsgd.core.types import Rollouts
 from rlsgd.functional.corrections import (
     correction_weights,
     mismatch_metrics,
@@ -15,7 +16,6 @@ from rlsgd.functional.corrections import (
     validate_correction,
 )
 from rlsgd.functional.entropy import top_entropy_threshold, validate_top_entropy
-from rlsgd.types import Rollouts
 
 
 class TokenWeights:

@@ -9,12 +9,12 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from rlsgd.algorithms.base import PolicyModule
-from rlsgd.distributed import derived_seed
-from rlsgd.evaluation import Estimate, ProblemResults, by_benchmark, estimates
-from rlsgd.models import check_positions, stop_token_ids
-from rlsgd.problems import Prompt, Scores
+from rlsgd.algorithms.evaluation import Estimate, ProblemResults, by_benchmark, estimates
+from rlsgd.core.distributed import derived_seed
+from rlsgd.core.problems import Prompt, Scores
+from rlsgd.core.types import Rollouts
+from rlsgd.models.loading import check_positions, stop_token_ids
 from rlsgd.rollout.sampler import HFSampler, Sampler
-from rlsgd.types import Rollouts
 
 
 class VerifiableModule(PolicyModule):

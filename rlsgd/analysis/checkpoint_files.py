@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from rlsgd.checkpoints import LazyTensors
-from rlsgd.layer_kinds import kind_of
-from rlsgd.models import resolve_model
+from rlsgd.core.checkpoints import LazyTensors
+from rlsgd.core.layer_kinds import kind_of
+from rlsgd.models.loading import resolve_model
 
 POLICY = "policy."
 SHOWN = 20

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from rlsgd.analysis.comparison import Comparison
 from rlsgd.analysis.tensor_update import RELATIVE, Measures
-from rlsgd.layer_kinds import heatmap
+from rlsgd.core.layer_kinds import heatmap
 
 _DESCRIPTION = (
     "Compare checkpoints with the one they were tuned from: how many weights changed, how far, of "

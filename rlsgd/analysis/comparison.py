@@ -21,9 +21,9 @@ from rlsgd.analysis.tensor_update import (
     measure,
     summary,
 )
-from rlsgd.checkpoints import LazyTensors
+from rlsgd.core.checkpoints import LazyTensors
+from rlsgd.core.layer_kinds import kind_of, layer_of
 from rlsgd.functional.geometry import MaskOverlap, changed_in_bf16, overlap
-from rlsgd.layer_kinds import kind_of, layer_of
 
 
 class Comparison:

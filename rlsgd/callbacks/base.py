@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from rlsgd.checkpoints import LazyTensors, starting_weights
-from rlsgd.distributed import full_parameters, gathered, process_number
+from rlsgd.core.checkpoints import LazyTensors, starting_weights
+from rlsgd.core.distributed import full_parameters, gathered, process_number
 
 T = TypeVar("T")
 

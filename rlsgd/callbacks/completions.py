@@ -9,8 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from rlsgd.callbacks.base import EveryNEpochs, append_jsonl, run_folder
-from rlsgd.distributed import gathered
-from rlsgd.types import Rollouts
+from rlsgd.core.distributed import gathered
+from rlsgd.core.types import Rollouts
 
 MARKUP = {ord(character): f"&#{ord(character)};" for character in "\\`*_{}[]()#+-.!|~\"'"}
 # TensorBoard drops some control characters in silence, and small models love them.

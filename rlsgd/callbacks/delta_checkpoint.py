@@ -14,11 +14,11 @@ from torch import Tensor
 
 from rlsgd.callbacks.base import UpdateCallback, log_metrics, run_folder
 from rlsgd.callbacks.scratch import Scratch
-from rlsgd.checkpoints import INDEX, LazyTensors
+from rlsgd.core.checkpoints import INDEX, LazyTensors
+from rlsgd.core.distributed import full_parameters
 from rlsgd.deltas.manifest import content_hash, tensor_digest
 from rlsgd.deltas.pack import DeltaWriter, cast, small_files, with_dtype
 from rlsgd.deltas.reader import Delta
-from rlsgd.distributed import full_parameters
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from rlsgd.callbacks.base import UpdateCallback, append_jsonl, log_metrics
 from rlsgd.callbacks.heatmap import log_heatmap
+from rlsgd.core.layer_kinds import kind_of
+from rlsgd.core.types import DivergedError
 from rlsgd.functional.sketched_rank import COLUMNS, sketched_rank
 from rlsgd.functional.updates import (
     effective_rank,
@@ -19,8 +21,6 @@ from rlsgd.functional.updates import (
     squared_norm,
     stable_rank,
 )
-from rlsgd.layer_kinds import kind_of
-from rlsgd.types import DivergedError
 
 
 class EffectiveRank(UpdateCallback):

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rlsgd.callbacks.base import run_folder
-from rlsgd.distributed import full_parameters
+from rlsgd.core.distributed import full_parameters
 
 
 class HFExport(Callback):

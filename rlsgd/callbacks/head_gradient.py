@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from rlsgd.distributed import global_sum, whole
-from rlsgd.types import Rollouts
+from rlsgd.core.distributed import global_sum, whole
+from rlsgd.core.types import Rollouts
 
 
 class HeadGradient:

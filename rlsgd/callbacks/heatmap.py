@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from rlsgd.layer_kinds import heatmap
+from rlsgd.core.layer_kinds import heatmap
 
 
 def log_heatmap(

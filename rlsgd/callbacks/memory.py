@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from rlsgd.callbacks.base import EveryNEpochs, log_metrics
-from rlsgd.distributed import local_shard
+from rlsgd.core.distributed import local_shard
 
 # float32 numbers that an optimizer keeps for each weight (arXiv:2602.07729, section on memory);
 # an optimizer that is not torch's may say so itself, by a method `states_per_weight`

@@ -26,11 +26,11 @@ from rlsgd.callbacks.optimizer_state import (
     states,
 )
 from rlsgd.callbacks.scratch import Scratch
-from rlsgd.checkpoints import LazyTensors
-from rlsgd.distributed import global_norm, whole
+from rlsgd.core.checkpoints import LazyTensors
+from rlsgd.core.distributed import global_norm, whole
+from rlsgd.core.types import DivergedError
 from rlsgd.functional.dynamics import SpikeCounter, alignment, by_frequency
 from rlsgd.functional.updates import squared_norm
-from rlsgd.types import DivergedError
 
 
 class OptimizerDynamics(ModelCallback):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rlsgd.distributed import whole
+from rlsgd.core.distributed import whole
+from rlsgd.core.layer_kinds import kind_of, layer_of
 from rlsgd.functional.dynamics import Alignment, Distribution, distribution, effective_lr
-from rlsgd.layer_kinds import kind_of, layer_of
 
 MOMENTUM, SECOND_MOMENT = "momentum", "second_moment"
 # state key -> meaning. SGD's buffer is a sum of gradients, about g / (1 - momentum); the others

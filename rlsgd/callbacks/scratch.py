@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from rlsgd.callbacks.base import run_folder
-from rlsgd.checkpoints import LazyTensors, write_tensors
+from rlsgd.core.checkpoints import LazyTensors, write_tensors
 
 
 class Scratch:

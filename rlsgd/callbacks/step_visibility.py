@@ -9,12 +9,12 @@ from lightning.pytorch import LightningModule, Trainer
 
 from rlsgd.callbacks.base import UpdateCallback, append_jsonl, log_metrics
 from rlsgd.callbacks.scratch import Scratch
-from rlsgd.checkpoints import LazyTensors
-from rlsgd.distributed import full_parameters
+from rlsgd.core.checkpoints import LazyTensors
+from rlsgd.core.distributed import full_parameters
+from rlsgd.core.layer_kinds import kind_of
+from rlsgd.core.types import DivergedError
 from rlsgd.functional.dynamics import quantile_name
 from rlsgd.functional.visibility import PathLength, Visibility, visibility
-from rlsgd.layer_kinds import kind_of
-from rlsgd.types import DivergedError
 
 
 class StepVisibility(UpdateCallback):

@@ -14,10 +14,10 @@ from lightning.pytorch import LightningModule, Trainer
 from rlsgd.callbacks.base import UpdateCallback, append_jsonl, log_metrics
 from rlsgd.callbacks.heatmap import log_heatmap
 from rlsgd.callbacks.scratch import Scratch
-from rlsgd.checkpoints import LazyTensors
-from rlsgd.distributed import full_parameters
+from rlsgd.core.checkpoints import LazyTensors
+from rlsgd.core.distributed import full_parameters
+from rlsgd.core.layer_kinds import kind_of, layer_of
 from rlsgd.functional.updates import SparsityCounts, count_unchanged
-from rlsgd.layer_kinds import kind_of, layer_of
 
 
 class UpdateSparsity(UpdateCallback):

@@ -12,8 +12,8 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
-from rlsgd.models import load_tokenizer
-from rlsgd.types import Rollouts
+from rlsgd.core.types import Rollouts
+from rlsgd.models.loading import load_tokenizer
 
 Item = TypeVar("Item")
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlsgd.types import Rollouts
+from rlsgd.core.types import Rollouts
 
 
 class Document(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from functools import lru_cache
 
-from rlsgd.distributed import derived_seed
+from rlsgd.core.distributed import derived_seed
 
 
 def rows_of_epoch(size: int, *, seed: int, epoch: int, count: int) -> list[int]:

@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Literal
 
 from torch.utils.data import DataLoader
 
+from rlsgd.core.distributed import derived_seed
+from rlsgd.core.problems import Problem, Prompt, Scores
 from rlsgd.data.base import TokenizedDataModule, batches_of_rank, evaluation_loader
 from rlsgd.data.rendering import PromptRenderer
 from rlsgd.data.tasks.base import Task
-from rlsgd.distributed import derived_seed
-from rlsgd.problems import Problem, Prompt, Scores
 from rlsgd.rewards.base import Reward
 from rlsgd.rewards.scorer import Scorer
 from rlsgd.rollout.loader import ExperienceLoader

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlsgd.problems import Problem, Prompt
+from rlsgd.core.problems import Problem, Prompt
 
 
 class PromptRenderer:

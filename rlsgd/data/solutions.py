@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from rlsgd.core.problems import Problem
+from rlsgd.core.types import Rollouts
 from rlsgd.data.base import SupervisedLoader, check_accumulation
 from rlsgd.data.packing import Document, batch_of_rows, first_fit
 from rlsgd.data.prompts import PromptDataModule
 from rlsgd.data.tasks.base import Task
-from rlsgd.problems import Problem
-from rlsgd.types import Rollouts
 
 
 class SolutionDataModule(PromptDataModule):

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from rlsgd.core.distributed import derived_seed
+from rlsgd.core.types import Rollouts
 from rlsgd.data.base import (
     SupervisedLoader,
     TokenizedDataModule,
@@ -22,8 +24,6 @@ from rlsgd.data.packing import restarting_positions
 from rlsgd.data.passes import rows_of_epoch
 from rlsgd.data.tasks.base import check_fraction
 from rlsgd.data.text_files import TxtUnit, read_documents
-from rlsgd.distributed import derived_seed
-from rlsgd.types import Rollouts
 
 TEXTS_AT_ONCE = 1000  # given to the tokenizer
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rlsgd.checkpoints import INDEX, SINGLE, LazyTensors
+from rlsgd.core.checkpoints import INDEX, SINGLE, LazyTensors
 from rlsgd.deltas.container import Spec, storage_order, sync_folder, write_safetensors
 from rlsgd.deltas.manifest import content_hash, first_names, tensor_digest
 from rlsgd.deltas.pack import Progress

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlsgd.checkpoints import LazyTensors
+from rlsgd.core.checkpoints import LazyTensors
 from rlsgd.deltas.container import raw_bytes, spec_of, write_checked
 from rlsgd.deltas.manifest import (
     COPY,

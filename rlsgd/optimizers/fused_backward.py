@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from rlsgd.distributed import whole
-from rlsgd.types import DivergedError
+from rlsgd.core.distributed import whole
+from rlsgd.core.types import DivergedError
 
 CLIP_ALGORITHMS = ("norm", "value", "tensor-norm")
 
@@ -79,7 +79,7 @@ class FusedBackwardSGD(Optimizer):
             raise ValueError(
                 "--trainer.strategy: FusedBackwardSGD cannot train weights of which every process "
                 "holds all, since DDP averages gradients after they were applied; use one device, "
-                "or shard the weights with rlsgd.strategy.FSDP2Strategy"
+                "or shard the weights with rlsgd.models.strategy.FSDP2Strategy"
             )
 
     # ---- what a trainer asks

@@ -93,7 +93,7 @@ def last_norm_bytes(model: Architecture, batch: Batch, dtypes: Dtypes) -> int:
 
 
 def score_bytes(model: Architecture, batch: Batch, dtypes: Dtypes) -> int:
-    """What `rlsgd.scoring.completion_logprobs` keeps besides logits, with the entropy.
+    """What `rlsgd.models.scoring.completion_logprobs` keeps besides logits, with the entropy.
 
     The head's input, c S H; targets 8 S; log-probability and normalizer, which are one tensor, 8 S;
     entropy 4 S; ids and indices, see the batch's `index_bytes`. Nothing for a critic.

@@ -103,7 +103,7 @@ class Architecture:
         return sum(weight.shard(num_shards) for weight in self.weights)
 
     def critic(self) -> Architecture:
-        """`rlsgd.value_model.ValueModel` on a backbone of its own: no vocabulary, a scalar head."""
+        """A `ValueModel` on a backbone of its own: no vocabulary, a scalar head."""
         kept = [weight for weight in self.weights if weight.roles != {"head"}]
         backbone = (
             replace(w, roles=w.roles - {"head"}, is_linear=w.is_linear and not w.roles)
@@ -117,7 +117,7 @@ def load_architecture(name: str) -> Architecture:
     """Read a config and build the model on the meta device: shapes alone, no weights.
 
     Args:
-        name: one of `published.json`, or what `rlsgd.models.resolve_model` takes: `embedded`, a
+        name: one of `published.json`, or what `resolve_model` takes: `embedded`, a
             folder with config.json, the name of a prepared model or a hub name.
 
     Raises:
@@ -127,8 +127,8 @@ def load_architecture(name: str) -> Architecture:
     from torch import nn
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from rlsgd.layer_kinds import layer_of
-    from rlsgd.models import load_config, resolve_model
+    from rlsgd.core.layer_kinds import layer_of
+    from rlsgd.models.loading import load_config, resolve_model
     from rlsgd.optimizers.roles import mark_roles, roles
 
     published = json.loads(PUBLISHED.read_text(encoding="utf-8"))

@@ -96,7 +96,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class SharedBatch(Batch):
-    """One sequence of n prompts and then B completions, see `rlsgd.shared_prompts`.
+    """One sequence of n prompts and then B completions, see `rlsgd.models.shared_prompts`.
 
     All are taken to be as long as the longest: then no copies are padded. Shorter ones are copied
     into rows of that length for attention, and keep no more than this.

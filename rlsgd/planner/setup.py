@@ -23,7 +23,7 @@ class Setup:
             all are bfloat16 and there is no master copy.
         gpus: that train, of all nodes together.
         strategy: of several GPUs: `fsdp` shares out weights, gradients and states
-            (rlsgd.strategy.FSDP2Strategy), `ddp` has all of them on every GPU.
+            (rlsgd.models.strategy.FSDP2Strategy), `ddp` has all of them on every GPU.
         accelerator: `cpu` plans one process on a CPU, to compare with what is measured there.
         microbatch: completions that one forward pass sees, on each GPU. An optimizer that steps
             inside the backward pass cannot accumulate: it sees the whole minibatch instead.

@@ -88,7 +88,7 @@ def _cleaner(source: Source, options: Options) -> Cleaner:
             f"--against: {source.name} is compared with benchmarks, and {error}. Or name those that"
             " matter (--against without a name: none)"
         ) from error
-    from rlsgd.models import load_tokenizer
+    from rlsgd.models.loading import load_tokenizer
 
     return Cleaner(
         source,

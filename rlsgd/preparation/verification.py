@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Literal
 
+from rlsgd.core.problems import Problem
 from rlsgd.preparation.formats import Row
-from rlsgd.problems import Problem
 from rlsgd.rewards.base import Reward
 from rlsgd.rewards.scorer import Scorer
 

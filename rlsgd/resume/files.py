@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from rlsgd.shard_index import META, check_shards
+from rlsgd.models.shard_index import META, check_shards
 
 DAMAGED = (OSError, EOFError, RuntimeError, KeyError, ValueError, zipfile.BadZipFile)
 

@@ -7,9 +7,9 @@ from rlsgd.rewards.exact import ExactAnswer
 from rlsgd.rewards.format import Format
 from rlsgd.rewards.math import MathVerify
 from rlsgd.rewards.reasoning_gym import ReasoningGymScore
-from rlsgd.rewards.sandbox import Bubblewrap, Unsandboxed
-from rlsgd.rewards.sandbox_container import Container
-from rlsgd.rewards.sandbox_landlock import Landlock
+from rlsgd.rewards.sandbox.base import Bubblewrap, Unsandboxed
+from rlsgd.rewards.sandbox.container import Container
+from rlsgd.rewards.sandbox.landlock import Landlock
 from rlsgd.rewards.scorer import Scorer
 from rlsgd.rewards.weighted_sum import WeightedSum
 

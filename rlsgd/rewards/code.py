@@ -7,11 +7,11 @@ import warnings
 from abc import abstractmethod
 from typing import Any, Literal, get_args
 
-from rlsgd.problems import Problem
+from rlsgd.core.problems import Problem
 from rlsgd.rewards.base import Reward
-from rlsgd.rewards.sandbox import Bubblewrap, Sandbox, Unsandboxed
-from rlsgd.rewards.sandbox_landlock import Landlock
-from rlsgd.rewards.sandbox_session import SandboxError
+from rlsgd.rewards.sandbox.base import Bubblewrap, Sandbox, Unsandboxed
+from rlsgd.rewards.sandbox.landlock import Landlock
+from rlsgd.rewards.sandbox.session import SandboxError
 
 Scoring = Literal["all", "fraction"]
 
@@ -29,7 +29,7 @@ class PythonTests(Reward):
     Args:
         scoring: `all` scores 1 if every test passes, else 0; `fraction` scores the share that does.
         seconds: wall clock for all tests of a program, less the sandboxes' start-up. It must be
-            below --data.reward_timeout_seconds with the start-up (`tools/bench_sandbox.py`).
+            below --data.reward_timeout_seconds with the start-up (`benchmarks/bench_sandbox.py`).
         sandbox: where programs run; by default the first that works here of `Bubblewrap` and
             `Landlock`.
         allow_unsandboxed: run programs with your own rights where neither works.

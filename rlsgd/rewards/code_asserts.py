@@ -7,10 +7,10 @@ import builtins
 import json
 from typing import Any
 
-from rlsgd.problems import Problem
+from rlsgd.core.problems import Problem
 from rlsgd.rewards.code import PythonTests, Scoring, column, extract_code
-from rlsgd.rewards.sandbox import Sandbox
-from rlsgd.rewards.sandbox_session import Session
+from rlsgd.rewards.sandbox.base import Sandbox
+from rlsgd.rewards.sandbox.session import Session
 
 
 class AssertTests(PythonTests):
@@ -34,7 +34,7 @@ class AssertTests(PythonTests):
             an unfenced completion ends where its indentation does.
         scoring: `all` scores 1 if every test passes, else 0; `fraction` scores the share that does.
         seconds: wall clock for all tests of a program, less the sandboxes' start-up. It must be
-            below --data.reward_timeout_seconds with the start-up (`tools/bench_sandbox.py`).
+            below --data.reward_timeout_seconds with the start-up (`benchmarks/bench_sandbox.py`).
         sandbox: where programs run; by default the first that works here of `Bubblewrap` and
             `Landlock`.
         allow_unsandboxed: run programs with your own rights where neither works.

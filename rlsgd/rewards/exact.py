@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlsgd.problems import Problem
+from rlsgd.core.problems import Problem
 from rlsgd.rewards.base import Reward
 from rlsgd.rewards.extract import EXTRACTORS, Extract, check_extract, read_number
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rlsgd.problems import Problem
+from rlsgd.core.problems import Problem
 from rlsgd.rewards.base import Reward
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from rlsgd.problems import Problem
+from rlsgd.core.problems import Problem
 from rlsgd.rewards.base import Reward
 from rlsgd.rewards.extract import boxed, last_number
 

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from rlsgd.problems import Problem
+from rlsgd.core.problems import Problem
 from rlsgd.rewards.base import Reward
 from rlsgd.rewards.extract import EXTRACTORS, Extract, check_extract
 

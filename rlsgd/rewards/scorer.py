@@ -6,7 +6,7 @@ import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from rlsgd.problems import Problem, Scores
+from rlsgd.core.problems import Problem, Scores
 from rlsgd.rewards.base import Grade, Reward, grade_safely
 from rlsgd.rewards.isolation import IsolatedWorker, Item
 

@@ -1,6 +1,6 @@
 """Sampling completions and turning them into minibatches."""
 
 from rlsgd.rollout.sampler import HFSampler, Sampler
-from rlsgd.rollout.vllm_sampler import VLLMSampler
+from rlsgd.rollout.vllm.sampler import VLLMSampler
 
 __all__ = ["HFSampler", "Sampler", "VLLMSampler"]

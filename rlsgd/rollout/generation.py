@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlsgd.distributed import global_sum
+from rlsgd.core.distributed import global_sum
 from rlsgd.functional.logprobs import draw_tokens, token_logprobs
 from rlsgd.rollout.kv_cache import GenerationCache, attention_by_groups
 

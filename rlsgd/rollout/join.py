@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlsgd.problems import Scores
-from rlsgd.types import Rollouts
+from rlsgd.core.problems import Scores
+from rlsgd.core.types import Rollouts
 
 
 def join_rollouts(parts: list[Rollouts], pad_token_id: int) -> Rollouts:

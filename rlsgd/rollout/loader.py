@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from rlsgd.distributed import global_sum
-from rlsgd.types import Rollouts
+from rlsgd.core.distributed import global_sum
+from rlsgd.core.types import Rollouts
 
 
 class ExperienceLoader:

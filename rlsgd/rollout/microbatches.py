@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlsgd.scoring import completion_logprobs
-from rlsgd.types import Rollouts
+from rlsgd.core.types import Rollouts
+from rlsgd.models.scoring import completion_logprobs
 
 
 def split_rows(

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlsgd.core.types import Rollouts
+from rlsgd.models.sharding import compute_device, gathered_weights, is_sharded
 from rlsgd.rollout.generation import Decoding, generate
-from rlsgd.sharding import compute_device, gathered_weights, is_sharded
-from rlsgd.types import Rollouts
 
 
 class Sampler(Protocol):

@@ -19,7 +19,7 @@ import yaml
 
 from rlsgd.study.expansion import Run
 
-FIT_COMMAND = (sys.executable, "-m", "rlsgd.cli", "fit")
+FIT_COMMAND = (sys.executable, "-m", "rlsgd.cli.main", "fit")
 TEST_COMMAND = (*FIT_COMMAND[:-1], "test")
 DIVERGED_EXIT_STATUS = 3  # `rlsgd fit`, on weights or a loss that are no longer finite
 

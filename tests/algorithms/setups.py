@@ -5,11 +5,11 @@ import threading
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from rlsgd.core.problems import Problem
+from rlsgd.core.types import Rollouts
 from rlsgd.data import PromptDataModule
 from rlsgd.data.tasks.base import Task
-from rlsgd.problems import Problem
 from rlsgd.rewards.base import Reward
-from rlsgd.types import Rollouts
 
 
 class Sums(Task):

@@ -15,9 +15,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from setups import bare, batch_of
 
 from rlsgd.algorithms import CISPO, DAPO, GRPO, GSPO, DrGRPO
+from tests.algorithms.setups import bare, batch_of
 
 pytest.importorskip("trl")
 from trl.trainer.grpo_trainer import GRPOTrainer

@@ -14,7 +14,6 @@ from math import log
 
 import pytest
 import torch
-from setups import bare, batch_of, with_denominators
 
 from rlsgd.algorithms import (
     CISPO,
@@ -28,6 +27,7 @@ from rlsgd.algorithms import (
     REINFORCEPlusPlusBaseline,
 )
 from rlsgd.functional.losses import sequence_ratio
+from tests.algorithms.setups import bare, batch_of, with_denominators
 
 RATIOS = [[1.0, 1.5, 0.5], [1.5], [0.9, 1.25], [0.5, 2.0]]
 ADVANTAGES = [1.0, -1.0, 2.0, -2.0]

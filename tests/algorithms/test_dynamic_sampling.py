@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from setups import EarlyLetters, Ranks, bare, fit, make_data, make_module
 
 from rlsgd.algorithms import CISPO, DAPO, REINFORCE
-from rlsgd.problems import Problem, Prompt, Scores
+from rlsgd.core.problems import Problem, Prompt, Scores
+from rlsgd.core.types import Rollouts
 from rlsgd.rollout.join import join_rollouts
 from rlsgd.rollout.sampler import assemble
-from rlsgd.types import Rollouts
+from tests.algorithms.setups import EarlyLetters, Ranks, bare, fit, make_data, make_module
 
 METRICS = ("rounds", "replaced_groups", "kept_zero_variance_groups")
 

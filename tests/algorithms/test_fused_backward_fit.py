@@ -9,15 +9,15 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
-from setups import fit, make_data, make_module, make_trainer
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
 from rlsgd.algorithms import GRPO, PPO
 from rlsgd.callbacks import Memory, UpdateSparsity
-from rlsgd.cli import main
+from rlsgd.cli.main import main
+from rlsgd.core.types import DivergedError
 from rlsgd.optimizers import FusedBackwardSGD
-from rlsgd.types import DivergedError
+from tests.algorithms.setups import fit, make_data, make_module, make_trainer
 
 RATE = 2.0**-4
 TWO_STEPS = {"minibatches": 2, "kl_coef": 0.1}

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from setups import bare, with_denominators
 
 from rlsgd.algorithms import GRPO, GSPO, RLOO, REINFORCEPlusPlus
-from rlsgd.models import load_policy
-from rlsgd.scoring import completion_logprobs
+from rlsgd.models.loading import load_policy
+from rlsgd.models.scoring import completion_logprobs
+from tests.algorithms.setups import bare, with_denominators
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-13}
 PROMPTS = [[5, 9, 12, 30, 7], [14], [33, 2, 19]]

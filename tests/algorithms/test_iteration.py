@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from setups import EarlyLetters, Failing, fit, make_module, weights
 
 from rlsgd.algorithms import CISPO, DAPO, GRPO, GSPO, REINFORCE, RLOO, DrGRPO, REINFORCEPlusPlus
-from rlsgd.distributed import derived_seed
-from rlsgd.models import load_policy
+from rlsgd.core.distributed import derived_seed
+from rlsgd.models.loading import load_policy
+from rlsgd.models.scoring import completion_logprobs
 from rlsgd.rollout.sampler import HFSampler
-from rlsgd.scoring import completion_logprobs
+from tests.algorithms.setups import EarlyLetters, Failing, fit, make_module, weights
 
 
 class RecordingSampler(HFSampler):

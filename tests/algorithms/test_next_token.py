@@ -8,13 +8,13 @@ from itertools import pairwise
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from setups import make_trainer
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from rlsgd.algorithms import NextToken
 from rlsgd.data import TextDataModule
-from rlsgd.schedulers import WarmupCosine
+from rlsgd.optimizers.schedulers import WarmupCosine
+from tests.algorithms.setups import make_trainer
 
 RATE = 0.5
 TEXTS = [f"{'abcdefghij'[i % 10] * (i % 4 + 1)} {i} {'klmnop'[i % 6]}" for i in range(80)]

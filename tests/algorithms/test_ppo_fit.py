@@ -8,12 +8,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
-from setups import make_data, make_module, make_trainer
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from rlsgd.algorithms import GRPO, PPO
 from rlsgd.callbacks import EffectiveRank, Memory, UpdateSparsity
+from tests.algorithms.setups import make_data, make_module, make_trainer
 
 
 def sgd(parameters):

@@ -10,13 +10,13 @@ import threading
 
 import pytest
 import torch
-from setups import bare, batch_of, with_denominators
 from torch import nn
 
 from rlsgd.algorithms import PPO
 from rlsgd.functional.advantages import explained_variance
 from rlsgd.functional.kl import kl_penalty
 from rlsgd.functional.masked import masked_whiten
+from tests.algorithms.setups import bare, batch_of, with_denominators
 
 MASK = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 0]], dtype=torch.bool)
 

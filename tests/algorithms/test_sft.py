@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from rlsgd.algorithms import SFT
 from rlsgd.data import ReasoningGym, SolutionDataModule
-from rlsgd.models import EMBEDDED
+from rlsgd.models.loading import EMBEDDED
 
 RATE = 0.5
 

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from setups import Ranks, bare, batch_of, fit, make_module
 
 from rlsgd.algorithms import GRPO, GSPO, REINFORCE, RLOO, REINFORCEPlusPlus
 from rlsgd.functional.masked import masked_whiten
-from rlsgd.models import load_policy
+from rlsgd.models.loading import load_policy
+from rlsgd.models.scoring import completion_logprobs
 from rlsgd.rollout.sampler import HFSampler
-from rlsgd.scoring import completion_logprobs
+from tests.algorithms.setups import Ranks, bare, batch_of, fit, make_module
 
 DIFFERENCES = "sampling/sampling_logp_difference/"
 

@@ -5,13 +5,13 @@ import csv
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from setups import fit, make_data, make_module, make_trainer
 from torch.optim import SGD
 
 from rlsgd.algorithms import GRPO, PPO
 from rlsgd.callbacks import UpdateSparsity
-from rlsgd.models import load_policy
+from rlsgd.models.loading import load_policy
 from rlsgd.optimizers import SGDLL
+from tests.algorithms.setups import fit, make_data, make_module, make_trainer
 
 ROUNDINGS = ("nearest", "stochastic")
 

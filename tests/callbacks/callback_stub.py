@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from rlsgd.models import load_policy, load_tokenizer
-from rlsgd.problems import Problem, Prompt
-from rlsgd.scoring import completion_logprobs
-from rlsgd.types import Rollouts
+from rlsgd.core.problems import Problem, Prompt
+from rlsgd.core.types import Rollouts
+from rlsgd.models.loading import load_policy, load_tokenizer
+from rlsgd.models.scoring import completion_logprobs
 
 Edit = Callable[[PreTrainedModel], Any]
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from callback_stub import PolicyStub, Scripted, jsonl, loader, make_trainer, values
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlsgd.callbacks import EffectiveRank, UpdateSparsity
 from rlsgd.callbacks.base import EveryNEpochs, append_jsonl
-from rlsgd.layer_kinds import kind_of, layer_of
+from rlsgd.core.layer_kinds import kind_of, layer_of
+from tests.callbacks.callback_stub import PolicyStub, Scripted, jsonl, loader, make_trainer, values
 
 LLAMA = {
     "model.embed_tokens.weight": ("embedding", None),

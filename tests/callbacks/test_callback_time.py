@@ -2,7 +2,6 @@ import time
 from pathlib import Path
 
 import pytest
-from callback_stub import PolicyStub, Scripted, loader, logged, make_trainer, values
 from lightning.pytorch import Callback
 from lightning.pytorch.profilers import SimpleProfiler
 from transformers import PreTrainedModel
@@ -10,6 +9,7 @@ from transformers import PreTrainedModel
 from rlsgd.callbacks import CallbackTime, UpdateSparsity
 from rlsgd.callbacks.callback_time import CallbackProfiler, class_of
 from rlsgd.callbacks.export import HFExport
+from tests.callbacks.callback_stub import PolicyStub, Scripted, loader, logged, make_trainer, values
 
 
 class Clock:

@@ -3,11 +3,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from callback_stub import PolicyStub, events, jsonl, loader, make_rollouts, make_trainer
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from rlsgd.callbacks import CompletionLog
 from rlsgd.callbacks.completions import completion_records
+from tests.callbacks.callback_stub import (
+    PolicyStub,
+    events,
+    jsonl,
+    loader,
+    make_rollouts,
+    make_trainer,
+)
 
 HOSTILE = [
     "<script>alert(1)</script><img src=x onerror=alert(1)>",

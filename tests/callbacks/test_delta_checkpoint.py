@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from callback_stub import PolicyStub, Scripted, loader, make_trainer, values
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rlsgd.callbacks import DeltaCheckpoint, HFExport
-from rlsgd.checkpoints import LazyTensors
-from rlsgd.cli import main
+from rlsgd.cli.main import main
+from rlsgd.core.checkpoints import LazyTensors
 from rlsgd.deltas.reader import Delta
+from tests.callbacks.callback_stub import PolicyStub, Scripted, loader, make_trainer, values
 
 
 def adam(policy: PreTrainedModel) -> torch.optim.Optimizer:

@@ -4,16 +4,25 @@ from typing import Any
 
 import pytest
 import torch
-from callback_stub import Edit, PolicyStub, Scripted, events, jsonl, loader, make_trainer, values
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlsgd.callbacks import EffectiveRank
-from rlsgd.checkpoints import LazyTensors
+from rlsgd.cli.training import TrainingCLI
+from rlsgd.core.checkpoints import LazyTensors
+from rlsgd.core.types import DivergedError
 from rlsgd.functional.updates import effective_rank
-from rlsgd.models import EMBEDDED
-from rlsgd.training_cli import TrainingCLI
-from rlsgd.types import DivergedError
+from rlsgd.models.loading import EMBEDDED
+from tests.callbacks.callback_stub import (
+    Edit,
+    PolicyStub,
+    Scripted,
+    events,
+    jsonl,
+    loader,
+    make_trainer,
+    values,
+)
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"  # [32, 32]
 UP = "model.layers.1.mlp.up_proj.weight"  # [64, 32]

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rlsgd.algorithms.evaluation import Estimate
 from rlsgd.callbacks import EvaluationReport
 from rlsgd.callbacks.evaluation_report import settings_of
-from rlsgd.evaluation import Estimate
 
 
 class Sums:

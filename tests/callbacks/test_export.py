@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from callback_stub import PolicyStub, loader, make_trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rlsgd.callbacks import HFExport
-from rlsgd.checkpoints import LazyTensors
+from rlsgd.core.checkpoints import LazyTensors
+from tests.callbacks.callback_stub import PolicyStub, loader, make_trainer
 
 
 def train(folder: Path, tmp_path: Path, callback: HFExport, **settings) -> PreTrainedModel:

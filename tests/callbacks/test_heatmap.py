@@ -1,6 +1,6 @@
 import math
 
-from rlsgd.layer_kinds import layer_kind_table
+from rlsgd.core.layer_kinds import layer_kind_table
 
 
 def test_the_table_by_hand():

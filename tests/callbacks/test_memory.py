@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from callback_stub import PolicyStub, loader, logged, make_trainer, values
 from torch.optim import SGD, AdamW, RMSprop
 
 from rlsgd.callbacks import Memory
 from rlsgd.callbacks.memory import closed_form_bytes
 from rlsgd.optimizers import SGDLL, MuonWithAdamW, OptimizerContainer, SignSGD
 from rlsgd.optimizers.roles import mark_roles
+from tests.callbacks.callback_stub import PolicyStub, loader, logged, make_trainer, values
 
 # by hand: embedding 64 x 32; a layer: q and o 32 x 32, k and v 16 x 32, three of 64 x 32, two norms
 WEIGHTS = 64 * 32 + 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32 + 2 * 32) + 32

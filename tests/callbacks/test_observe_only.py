@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from callback_stub import PolicyStub, loader, make_trainer
 from lightning.pytorch import Callback, seed_everything
 from transformers import PreTrainedModel
 
 from rlsgd import callbacks
+from tests.callbacks.callback_stub import PolicyStub, loader, make_trainer
 
 EVERY = {name: getattr(callbacks, name) for name in callbacks.__all__}
 

@@ -6,14 +6,22 @@ from typing import Any
 
 import pytest
 import torch
-from callback_stub import PolicyStub, events, jsonl, loader, make_rollouts, make_trainer, values
 from lightning.pytorch import Callback, seed_everything
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlsgd.callbacks import OptimizerDynamics
+from rlsgd.models.scoring import completion_logprobs
 from rlsgd.optimizers import FusedBackwardSGD, OptimizerContainer
-from rlsgd.scoring import completion_logprobs
+from tests.callbacks.callback_stub import (
+    PolicyStub,
+    events,
+    jsonl,
+    loader,
+    make_rollouts,
+    make_trainer,
+    values,
+)
 
 STEPS = 4
 QUERY = "model.layers.0.self_attn.q_proj.weight"

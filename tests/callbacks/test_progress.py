@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from callback_stub import PolicyStub, loader, make_trainer
 from rich.console import Console
 from transformers import PreTrainedModel
 
 from rlsgd.callbacks import IterationProgress
+from tests.callbacks.callback_stub import PolicyStub, loader, make_trainer
 
 
 def train(folder: Path, tmp_path: Path, epochs: int, callback: IterationProgress, **kw) -> None:

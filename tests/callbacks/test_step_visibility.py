@@ -3,11 +3,19 @@ from typing import Any
 
 import pytest
 import torch
-from callback_stub import PolicyStub, Scripted, jsonl, loader, logged, make_trainer, values
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlsgd.callbacks import StepVisibility
-from rlsgd.types import DivergedError
+from rlsgd.core.types import DivergedError
+from tests.callbacks.callback_stub import (
+    PolicyStub,
+    Scripted,
+    jsonl,
+    loader,
+    logged,
+    make_trainer,
+    values,
+)
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
 NORM = "model.norm.weight"

@@ -7,12 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from callback_stub import PolicyStub, Scripted, jsonl, loader, make_rollouts, make_trainer, values
 from lightning.pytorch import seed_everything
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlsgd import callbacks
 from rlsgd.callbacks import effective_rank, update_sparsity
+from tests.callbacks.callback_stub import (
+    PolicyStub,
+    Scripted,
+    jsonl,
+    loader,
+    make_rollouts,
+    make_trainer,
+    values,
+)
 
 
 def grow(policy: PreTrainedModel) -> None:

@@ -5,7 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from callback_stub import (
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rlsgd.callbacks import UpdateSparsity
+from tests.callbacks.callback_stub import (
     Edit,
     PolicyStub,
     Scripted,
@@ -16,10 +20,6 @@ from callback_stub import (
     make_trainer,
     values,
 )
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
-
-from rlsgd.callbacks import UpdateSparsity
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"  # [32, 32]
 UP = "model.layers.1.mlp.up_proj.weight"  # [64, 32]

@@ -1,15 +1,10 @@
-import sys
-from pathlib import Path
-
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from rlsgd.core.problems import Problem
 from rlsgd.data.tasks.base import Task
-from rlsgd.problems import Problem
 from rlsgd.rewards import ExactAnswer
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 TEMPLATE = (

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch.distributed as dist
 import torch.multiprocessing
 
+from rlsgd.core.problems import Problem
 from rlsgd.data.tasks import AdaptiveReasoningGym
 from rlsgd.data.tasks.adaptive import Environment
-from rlsgd.problems import Problem
 
 GROUP = 4
 # of each epoch: the correct completions of 4 completions for each prompt, on rank 0 and on rank 1

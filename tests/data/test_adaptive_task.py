@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 from jsonargparse import ArgumentParser
 
+from rlsgd.core.problems import Problem, Scores
 from rlsgd.data import AdaptiveReasoningGym, PromptDataModule
 from rlsgd.data.tasks.adaptive import Environment
-from rlsgd.problems import Problem, Scores
 from rlsgd.rewards import ReasoningGymScore
 
 DIGITS = Environment("chain_sum", {"min_terms": 2, "max_terms": 2})  # 1 + difficulty of them

@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from rlsgd.data.packing import Document, batch_of_rows, first_fit, restarting_positions
-from rlsgd.scoring import completion_logprobs
+from rlsgd.models.scoring import completion_logprobs
 
 PAD = 0
 # one of them a single token, which has the position 0 right after another 0

@@ -4,9 +4,9 @@ import hashlib
 import json
 
 import pytest
-from small_data import BOXES, NUMPY_TEST, ROWS, prepare_copy, write_copy
 
-from rlsgd.cli import main
+from rlsgd.cli.main import main
+from rlsgd.core.problems import Problem
 from rlsgd.data.tasks import DatasetTask
 from rlsgd.preparation.formats import Dropped, gpqa, number_text, prime_code, without_numpy
 from rlsgd.preparation.overlap import Overlap
@@ -15,9 +15,9 @@ from rlsgd.preparation.prepared import prepared_files, prepared_folder, read_row
 from rlsgd.preparation.reading import content_sha256, copied_files
 from rlsgd.preparation.sources import SOURCES, SUITES
 from rlsgd.preparation.verification import Verifier
-from rlsgd.problems import Problem
 from rlsgd.rewards import StdioTests
 from rlsgd.rewards.scorer import Scorer
+from tests.helpers.small_data import BOXES, NUMPY_TEST, ROWS, prepare_copy, write_copy
 
 MATH, CODE = SUITES["math-benchmarks"], SUITES["code-benchmarks"]
 

@@ -2,13 +2,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from broken_reward import Patient, Sulking
 from lightning.pytorch import LightningModule, Trainer
 
+from rlsgd.core.problems import Problem
 from rlsgd.data import PromptDataModule
 from rlsgd.data.base import batches_of_rank
-from rlsgd.problems import Problem
 from rlsgd.rewards import ExactAnswer
+from tests.data.broken_reward import Patient, Sulking
 
 BOS = 1
 

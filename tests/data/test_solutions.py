@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rlsgd.core.problems import Problem
 from rlsgd.data import SolutionDataModule
-from rlsgd.problems import Problem
 
 EOS, BOS = 0, 1
 

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
-from tiny_models import EOS, VOCABULARY, character_tokenizer
 
 from rlsgd.data import TextDataModule
 from rlsgd.data.text_files import read_documents
+from tests.helpers.tiny_models import EOS, VOCABULARY, character_tokenizer
 
 WORDS = [f"{chr(97 + i % 20)}{'xyz'[i % 3] * (i % 5 + 1)} {i}" for i in range(60)]
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlsgd.checkpoints import LazyTensors
+from rlsgd.core.checkpoints import LazyTensors
 from rlsgd.deltas.apply import apply
 from rlsgd.deltas.pack import pack
 from rlsgd.deltas.reader import Delta

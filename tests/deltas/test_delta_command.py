@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlsgd.cli import main
+from rlsgd.cli.main import main
 from rlsgd.deltas.reader import Delta
 
 

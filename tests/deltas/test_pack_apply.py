@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from delta_models import assert_same, example, raw, saved, there_and_back
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from rlsgd.checkpoints import LazyTensors
+from rlsgd.core.checkpoints import LazyTensors
 from rlsgd.deltas.apply import apply, check_chain
 from rlsgd.deltas.pack import DeltaWriter, pack
 from rlsgd.deltas.reader import Delta
+from tests.deltas.delta_models import assert_same, example, raw, saved, there_and_back
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool]
 NAMES = ["a.weight", "b.weight", "c:values", "file:x", "d/e", "ünïcode"]
@@ -326,7 +326,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path):
 KILLED = """
 import os, sys
 from pathlib import Path
-from rlsgd.checkpoints import LazyTensors
+from rlsgd.core.checkpoints import LazyTensors
 from rlsgd.deltas.apply import apply
 from rlsgd.deltas.pack import pack
 from rlsgd.deltas.reader import Delta
@@ -386,7 +386,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from rlsgd.checkpoints import LazyTensors
+from rlsgd.core.checkpoints import LazyTensors
 from rlsgd.deltas.apply import apply
 from rlsgd.deltas.pack import pack
 from rlsgd.deltas.reader import Delta

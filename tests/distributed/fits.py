@@ -12,15 +12,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import SGD, AdamW
 
 from rlsgd.algorithms import GRPO, PPO
+from rlsgd.core.distributed import derived_seed, full_parameters
+from rlsgd.core.problems import Problem
+from rlsgd.core.types import Rollouts
 from rlsgd.data import PromptDataModule
 from rlsgd.data.tasks.base import Task
-from rlsgd.distributed import derived_seed, full_parameters
+from rlsgd.models.strategy import FSDP2Strategy
 from rlsgd.optimizers import FusedBackwardSGD
-from rlsgd.problems import Problem
 from rlsgd.rewards.base import Reward
 from rlsgd.rollout.sampler import assemble, left_pad
-from rlsgd.strategy import FSDP2Strategy
-from rlsgd.types import Rollouts
 
 
 class Sums(Task):

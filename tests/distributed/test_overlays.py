@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlsgd.training_cli import TrainingCLI
+from rlsgd.cli.training import TrainingCLI
 
 CONFIG = Path("configs/grpo_embedded.yaml").absolute()
 OVERLAYS = {path.stem: path.absolute() for path in Path("configs/trainer").glob("*.yaml")}
@@ -47,7 +47,7 @@ def test_two_processes_from_the_command_line(tmp_path):
     command += [f"--{name}={value}" for name, value in flags.items()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "rlsgd.cli", *command],
+        [sys.executable, "-m", "rlsgd.cli.main", *command],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

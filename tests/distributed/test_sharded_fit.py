@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from fits import FixedSampler, fit, make_data, make_module, make_trainer, on_two_ranks, weights
 from lightning.pytorch.loggers import CSVLogger
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM
@@ -15,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from rlsgd.algorithms import GRPO
 from rlsgd.callbacks import EffectiveRank, HFExport, Memory, UpdateSparsity
 from rlsgd.callbacks.memory import num_bytes
-from rlsgd.distributed import gathered
+from rlsgd.core.distributed import gathered
+from rlsgd.core.types import DivergedError
 from rlsgd.functional.updates import (
     SparsityCounts,
     count_unchanged,
@@ -23,10 +23,18 @@ from rlsgd.functional.updates import (
     squared_spectrum,
     stable_rank,
 )
-from rlsgd.models import load_policy
+from rlsgd.models.loading import load_policy
+from rlsgd.models.strategy import FSDP2Strategy
 from rlsgd.rollout.sampler import HFSampler
-from rlsgd.strategy import FSDP2Strategy
-from rlsgd.types import DivergedError
+from tests.distributed.fits import (
+    FixedSampler,
+    fit,
+    make_data,
+    make_module,
+    make_trainer,
+    on_two_ranks,
+    weights,
+)
 
 KINDS = {"shards": True, "file": False}
 RESUMED = ("grpo", "ppo")  # plain SGD, which has no state; SGD and AdamW in one container
@@ -244,5 +252,7 @@ def test_lightnings_own_strategy_is_refused(tiny_llama, tmp_path):
     trainer = make_trainer(tmp_path, strategy="auto")
     module = GRPO(policy=str(tiny_llama), sampler=FixedSampler())
     module.trainer, module._device_mesh = trainer, object()
-    with pytest.raises(ValueError, match=r"--trainer.strategy .*use rlsgd.strategy.FSDP2Strategy"):
+    with pytest.raises(
+        ValueError, match=r"--trainer.strategy .*use rlsgd.models.strategy.FSDP2Strategy"
+    ):
         module.configure_model()

@@ -8,21 +8,21 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from fits import on_two_ranks
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from rlsgd import sharded_models
-from rlsgd.distributed import full_parameters, global_norm, local_shard, whole
-from rlsgd.models import load_policy, load_reference
+from rlsgd.core.distributed import full_parameters, global_norm, local_shard, whole
+from rlsgd.core.types import Rollouts
+from rlsgd.models import sharded_loading as sharded_models
+from rlsgd.models.loading import load_policy, load_reference
+from rlsgd.models.scoring import completion_logprobs
+from rlsgd.models.sharded_loading import load_sharded_policy, load_sharded_reference
+from rlsgd.models.sharding import Sharding, gathered_weights, is_sharded, shard_like
+from rlsgd.models.value_model import load_value_model
 from rlsgd.rollout.sampler import HFSampler, assemble, left_pad
-from rlsgd.scoring import completion_logprobs
-from rlsgd.sharded_models import load_sharded_policy, load_sharded_reference
-from rlsgd.sharding import Sharding, gathered_weights, is_sharded, shard_like
-from rlsgd.types import Rollouts
-from rlsgd.value_model import load_value_model
+from tests.distributed.fits import on_two_ranks
 
 MODELS = ("tiny_llama", "tiny_llama_untied", "tiny_qwen3", "tiny_gpt2")
 STOPS = [1, *range(20, 40)]  # a third of the vocabulary, so that rows and ranks stop apart

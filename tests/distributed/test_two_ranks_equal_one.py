@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from fits import CASES, fit, on_two_ranks
+
+from tests.distributed.fits import CASES, fit, on_two_ranks
 
 WEIGHTS = 1e-6
 METRICS = 2.5e-6  # of 1, and of the value where that is larger

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from fits import FixedSampler, fit, on_two_ranks
 from safetensors.torch import load_file, save_file
 
-from rlsgd.distributed import full_parameters, process_number
+from rlsgd.core.distributed import full_parameters, process_number
 from rlsgd.rollout import VLLMSampler
-from rlsgd.weight_sync import apply_update_, read_update, update_file
+from rlsgd.rollout.vllm.weight_sync import apply_update_, read_update, update_file
+from tests.distributed.fits import FixedSampler, fit, on_two_ranks
 
 EPOCHS = 3
 

@@ -10,8 +10,8 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForCausalLM
 
+from rlsgd.core.types import DivergedError
 from rlsgd.optimizers import FusedBackwardSGD, OptimizerContainer
-from rlsgd.types import DivergedError
 
 STEPS = 4
 

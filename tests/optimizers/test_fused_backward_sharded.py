@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import SGD
 
-from rlsgd.distributed import full_parameters, global_norm
+from rlsgd.core.distributed import full_parameters, global_norm
 from rlsgd.optimizers import FusedBackwardSGD
 
 CLIPS = {

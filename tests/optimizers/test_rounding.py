@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from rlsgd.distributed import derived_seed
+from rlsgd.core.distributed import derived_seed
 from rlsgd.optimizers import OptimizerContainer
 from rlsgd.optimizers.rounding import keep_rounded, round_nearest, round_stochastic, round_weights
 

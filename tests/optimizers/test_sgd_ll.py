@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 from transformers import AutoModelForCausalLM
 
-from rlsgd.distributed import full_parameters
+from rlsgd.core.distributed import full_parameters
 from rlsgd.optimizers import SGDLL
 from rlsgd.optimizers.roles import mark_roles, roles
 from rlsgd.optimizers.sgd_ll import clip_rows, rms

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from rlsgd.models import load_policy
+from rlsgd.core.types import Rollouts
+from rlsgd.models.loading import load_policy
+from rlsgd.models.scoring import completion_logprobs
+from rlsgd.models.shared_prompts import share_prompts
 from rlsgd.optimizers.roles import mark_roles
-from rlsgd.scoring import completion_logprobs
-from rlsgd.shared_prompts import share_prompts
-from rlsgd.types import Rollouts
 
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "SGD": ("torch.optim.SGD", {}),

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from measuring import allocations
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from rlsgd.core.types import Rollouts
 from rlsgd.functional import head_logprobs as head_logprobs_module
 from rlsgd.functional.head_logprobs import head_logprobs
+from rlsgd.models.scoring import completion_logprobs
+from rlsgd.models.shared_prompts import share_prompts
 from rlsgd.planner.activations import (
     activation_bytes,
     cast_bytes,
@@ -21,9 +23,7 @@ from rlsgd.planner.activations import (
 )
 from rlsgd.planner.architecture import Architecture, Weight, load_architecture
 from rlsgd.planner.batches import Batch, Dtypes, SharedBatch
-from rlsgd.scoring import completion_logprobs
-from rlsgd.shared_prompts import share_prompts
-from rlsgd.types import Rollouts
+from tests.planner.measuring import allocations
 
 PRECISIONS = {
     "32-true": Dtypes(4, 4, 4),

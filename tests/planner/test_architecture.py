@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
+from rlsgd.models.value_model import load_value_model
 from rlsgd.optimizers.muon import is_layer_matrix
 from rlsgd.optimizers.roles import mark_roles
 from rlsgd.planner.architecture import PUBLISHED, load_architecture
-from rlsgd.value_model import load_value_model
 
 
 def count_by_hand(config: dict) -> int:

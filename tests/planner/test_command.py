@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlsgd.cli import main
+from rlsgd.cli.main import main
 from rlsgd.planner.command import read_size
 from rlsgd.planner.report import readable
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from measuring import OPTIMIZERS
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from rlsgd.optimizers.roles import mark_roles
 from rlsgd.planner.architecture import load_architecture
 from rlsgd.planner.optimizers import class_and_arguments, measure_optimizer
+from tests.planner.measuring import OPTIMIZERS
 
 CASES = {
     **{name: (path, arguments) for name, (path, arguments) in OPTIMIZERS.items()},

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from measuring import OPTIMIZERS, allocations, peaks_of_steps, random_rollouts
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from rlsgd.models import EMBEDDED, load_policy
+from rlsgd.core.types import Rollouts
+from rlsgd.models.loading import EMBEDDED, load_policy
 from rlsgd.planner.architecture import load_architecture
 from rlsgd.planner.batches import Dtypes, SharedBatch
 from rlsgd.planner.optimizers import class_and_arguments, measure_optimizer
 from rlsgd.planner.plan import plan, smallest_gpus
 from rlsgd.planner.setup import Setup
 from rlsgd.rollout.sampler import HFSampler
-from rlsgd.types import Rollouts
+from tests.planner.measuring import OPTIMIZERS, allocations, peaks_of_steps, random_rollouts
 
 MEASURED = json.loads(Path("docs/memory/measured.json").read_text())
 BACKWARD = ("backward", "last layer", "first layer", "backward end")
@@ -162,7 +162,7 @@ def test_peak_of_the_rollout(which: str, shape: tuple[int, int, int], large_voca
     assert planned == pytest.approx(found.peaks["rollout"], rel=0.05)
 
 
-# ---- recorded runs of `rlsgd fit` on SmolLM2-135M, see tools/measure_memory.py
+# ---- recorded runs of `rlsgd fit` on SmolLM2-135M, see benchmarks/measure_memory.py
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

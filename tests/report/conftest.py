@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rlsgd.cli import main
+from rlsgd.cli.main import main
 
 
 @pytest.fixture

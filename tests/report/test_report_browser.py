@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from report_data import completion, edit_results, fit_config, write_run, write_study
+
+from tests.report.report_data import completion, edit_results, fit_config, write_run, write_study
 
 HERE = Path(__file__).parent
 WIDTHS = [390, 1280]
@@ -30,7 +31,7 @@ def opened(page: Path, folder: Path) -> dict[int, dict]:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page whose names, prompts and completions are as long and as hostile as they may be."""
-    from rlsgd.cli import main
+    from rlsgd.cli.main import main
 
     folder = tmp_path_factory.mktemp("browser")
     study = write_study(folder / "study", question=HOSTILE[1])

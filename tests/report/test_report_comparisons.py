@@ -3,13 +3,13 @@
 import math
 
 import pytest
-from report_data import fit_config, write_run, write_study
 from scipy import stats
 
-from rlsgd.html_report.comparisons import compare, holm, p_value, student_p
-from rlsgd.html_report.sources import load_sources
+from rlsgd.report.comparisons import compare, holm, p_value, student_p
+from rlsgd.report.sources import load_sources
 from rlsgd.study.scores import SCORES
 from rlsgd.study.summary import Estimate, mean_interval, representatives, summarise
+from tests.report.report_data import fit_config, write_run, write_study
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 6, 7, 10, 29, 30])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from rlsgd.cli import main
+from rlsgd.cli.main import main
 
 
 def test_a_run_of_fit_is_reported_with_command_and_versions(tmp_path: Path, make_report, parsed):

@@ -4,7 +4,10 @@ import base64
 import json
 
 import pytest
-from report_data import (
+
+from rlsgd.report import figures
+from rlsgd.report.figures import band
+from tests.report.report_data import (
     COMMAND,
     completion,
     edit_results,
@@ -12,9 +15,6 @@ from report_data import (
     write_run,
     write_study,
 )
-
-from rlsgd.html_report import figures
-from rlsgd.html_report.figures import band
 
 HOSTILE = "<script>window.ran = 1</script><img src=x onerror='window.ran = 2'>\"&{{ 7 * 7 }}"
 

@@ -1,12 +1,12 @@
 """Completions side by side, heatmaps, and what must not be passed on."""
 
 import pytest
-from report_data import completion, fit_config, write_run, write_study
 
-from rlsgd.html_report.heatmaps import Cell, cell, sparsity_heatmaps
-from rlsgd.html_report.redaction import redacted, redacted_text
-from rlsgd.html_report.samples import MAX_CHARACTERS, Sample, side_by_side
-from rlsgd.html_report.sources import load_sources
+from rlsgd.report.heatmaps import Cell, cell, sparsity_heatmaps
+from rlsgd.report.redaction import redacted, redacted_text
+from rlsgd.report.samples import MAX_CHARACTERS, Sample, side_by_side
+from rlsgd.report.sources import load_sources
+from tests.report.report_data import completion, fit_config, write_run, write_study
 
 
 def runs_of(*folders):

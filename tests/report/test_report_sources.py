@@ -4,10 +4,10 @@ import json
 
 import pytest
 import yaml
-from report_data import edit_results, fit_config, write_run, write_study
 
-from rlsgd.cli import main
-from rlsgd.html_report.sources import load_sources
+from rlsgd.cli.main import main
+from rlsgd.report.sources import load_sources
+from tests.report.report_data import edit_results, fit_config, write_run, write_study
 
 
 def names(folders):

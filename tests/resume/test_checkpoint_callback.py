@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback
-from setups import make_data, make_module, make_trainer
 
 from rlsgd.algorithms import GRPO
+from rlsgd.core.types import DivergedError
 from rlsgd.resume import IterationCheckpoint
-from rlsgd.types import DivergedError
+from tests.algorithms.setups import make_data, make_module, make_trainer
 
 
 class Noted(IterationCheckpoint):

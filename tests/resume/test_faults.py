@@ -7,17 +7,17 @@ import shutil
 from pathlib import Path
 
 import torch
-from setups import EarlyLetters, Spy, Sums, fit, make_module, make_trainer
 
 from rlsgd.algorithms import GRPO
-from rlsgd.cli import main
+from rlsgd.cli.main import main
+from rlsgd.core.problems import Problem
 from rlsgd.data import PromptDataModule
 from rlsgd.data.tasks import DatasetTask
-from rlsgd.models import EMBEDDED
-from rlsgd.problems import Problem
+from rlsgd.models.loading import EMBEDDED
 from rlsgd.resume import IterationCheckpoint
 from rlsgd.resume.files import read_checkpoint
 from rlsgd.rollout.sampler import assemble, left_pad
+from tests.algorithms.setups import EarlyLetters, Spy, Sums, fit, make_module, make_trainer
 
 FAULTS = Path("docs/faults.md").read_text(encoding="utf-8")
 

@@ -12,10 +12,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
+from rlsgd.models.shard_index import INDEX, META, UnsafeIndexError, check_shards, read_index
+from rlsgd.models.strategy import FSDP2Strategy
 from rlsgd.resume import AtomicCheckpointIO
 from rlsgd.resume.files import checkpoints_in, publish, read_checkpoint, unfinished
-from rlsgd.shard_index import INDEX, META, UnsafeIndexError, check_shards, read_index
-from rlsgd.strategy import FSDP2Strategy
 
 STATE = {"weights": torch.arange(5000.0), "epoch": 3}
 

@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fork_server import ForkServer
-from small_runs import CALLBACKS, checkpoint, config, contents, differences, events, write_config
 
-from rlsgd.checkpoints import LazyTensors
-from rlsgd.cli import main
+from benchmarks.fork_server import ForkServer
+from benchmarks.small_runs import (
+    CALLBACKS,
+    checkpoint,
+    config,
+    contents,
+    differences,
+    events,
+    write_config,
+)
+from rlsgd.cli.main import main
+from rlsgd.core.checkpoints import LazyTensors
 
 LAST = ["--ckpt_path", "last"]
 ALL_CALLBACKS = {**CALLBACKS, "EffectiveRank": {}, "OptimizerDynamics": {"figures_every_n": 0}}

@@ -1,7 +1,7 @@
 """The kinds of sandbox that work on this machine; at least one must, or nothing here is proved."""
 
 from rlsgd.rewards import Bubblewrap, Landlock
-from rlsgd.rewards.sandbox_session import SandboxError
+from rlsgd.rewards.sandbox.session import SandboxError
 
 REASONS: dict[str, str] = {}
 WORKING = []

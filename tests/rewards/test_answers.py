@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlsgd.problems import Problem
+from rlsgd.core.problems import Problem
 from rlsgd.rewards import (
     ExactAnswer,
     Format,

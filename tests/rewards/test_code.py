@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from sandboxes import WORKING
 
-from rlsgd.problems import Problem
+from rlsgd.core.problems import Problem
 from rlsgd.rewards import AssertTests, Scorer, StdioTests, Unsandboxed
 from rlsgd.rewards.code import extract_code
 from rlsgd.rewards.code_stdio import read_cases, same_output
+from tests.rewards.sandboxes import WORKING
 
 CHECK = """
 import math

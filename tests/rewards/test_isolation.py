@@ -8,8 +8,8 @@ from pathlib import Path
 LIBRARY_REWARD = """
 import os, sys
 print("main script runs")
-from hostile_rewards import Hostile
-from rlsgd.problems import Problem
+from tests.rewards.hostile_rewards import Hostile
+from rlsgd.core.problems import Problem
 from rlsgd.rewards import Scorer
 if __name__ == "__main__":
     with Scorer(Hostile()) as scorer:
@@ -17,7 +17,7 @@ if __name__ == "__main__":
 """
 OWN_REWARD = """
 print("main script runs")
-from rlsgd.problems import Problem
+from rlsgd.core.problems import Problem
 from rlsgd.rewards import Reward, Scorer
 class Own(Reward):
     def score(self, completion, problem):

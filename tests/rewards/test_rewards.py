@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 from reasoning_gym.factory import get_score_answer_fn
 
-from rlsgd.problems import Problem
+from rlsgd.core.problems import Problem
 from rlsgd.rewards import ExactAnswer, Format, MathVerify, ReasoningGymScore, WeightedSum
 from rlsgd.rewards.base import grade_safely
 from rlsgd.rewards.reasoning_gym import build_dataset

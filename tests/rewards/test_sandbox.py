@@ -8,14 +8,14 @@ import warnings
 from pathlib import Path
 
 import pytest
-from sandboxes import REASONS, WORKING, run_program
 
-from rlsgd.problems import Problem
+from rlsgd.core.problems import Problem
 from rlsgd.rewards import Bubblewrap, Landlock, Scorer, StdioTests, Unsandboxed
 from rlsgd.rewards.code import default_sandbox
-from rlsgd.rewards.sandbox_container import Container
-from rlsgd.rewards.sandbox_filter import seccomp_filter
-from rlsgd.rewards.sandbox_session import SandboxError
+from rlsgd.rewards.sandbox.container import Container
+from rlsgd.rewards.sandbox.filter import seccomp_filter
+from rlsgd.rewards.sandbox.session import SandboxError
+from tests.rewards.sandboxes import REASONS, WORKING, run_program
 
 ALLOW, KILL, REFUSED = 0x7FFF0000, 0x80000000, 0x00050000
 ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}

@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 import pytest
-from sandboxes import WORKING, run_program
 
-from rlsgd.problems import Problem
+from rlsgd.core.problems import Problem
 from rlsgd.rewards import Bubblewrap, StdioTests, Unsandboxed
+from tests.rewards.sandboxes import WORKING, run_program
 
 MEMORY_MB = 256
 IMPORTS = "import ctypes, multiprocessing, os, resource, signal, socket, subprocess, sys, time\n"
@@ -289,7 +289,7 @@ def test_namespaces_hold_without_the_filter(surroundings, monkeypatch):
     """Two walls: each is tried alone, so that neither can fall unnoticed behind the other."""
     assert Bubblewrap in WORKING, "install bubblewrap: its namespaces are not tried here"
     allow_all = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
-    monkeypatch.setattr("rlsgd.rewards.sandbox.seccomp_filter", lambda: allow_all)
+    monkeypatch.setattr("rlsgd.rewards.sandbox.base.seccomp_filter", lambda: allow_all)
     before = state_of(surroundings)
     done = succeeding(limited(Bubblewrap), surroundings)
     assert "fork" in done and "shared memory" in done, "the filter is off"

@@ -1,10 +1,16 @@
 import threading
 
 import pytest
-from hostile_rewards import BadParts, Hostile, HostileInline, NeedsTheTrainer, Unpicklable
 
-from rlsgd.problems import Problem
+from rlsgd.core.problems import Problem
 from rlsgd.rewards import ExactAnswer, MathVerify, ReasoningGymScore, Scorer, WeightedSum
+from tests.rewards.hostile_rewards import (
+    BadParts,
+    Hostile,
+    HostileInline,
+    NeedsTheTrainer,
+    Unpicklable,
+)
 
 PROBLEM = Problem("q", "a")
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import EOS, LLAMA, PAD, save_tiny
 from torch import Tensor
 from transformers import Gemma3TextConfig, Lfm2Config, PreTrainedModel
 
-from rlsgd.models import load_policy
+from rlsgd.core.types import Rollouts
+from rlsgd.models.loading import load_policy
+from rlsgd.models.scoring import completion_logprobs
 from rlsgd.rollout.sampler import HFSampler, left_pad
-from rlsgd.scoring import completion_logprobs
-from rlsgd.types import Rollouts
+from tests.helpers.tiny_models import EOS, LLAMA, PAD, save_tiny
 
 PROMPTS = [[14], [5, 9, 12, 30, 7, 8, 21], [33, 2, 19], [40, 41]]
 STOPS = [EOS, *range(20, 26)]

@@ -4,8 +4,8 @@ from itertools import combinations
 import pytest
 import torch
 
+from rlsgd.core.types import Rollouts
 from rlsgd.rollout.microbatches import computed_tokens, fill, split_rows
-from rlsgd.types import Rollouts
 
 
 def as_lists(parts):

@@ -5,16 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import EOS, PAD
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from rlsgd.core.types import Rollouts
 from rlsgd.functional.logprobs import draw_tokens
-from rlsgd.models import load_policy
+from rlsgd.models.loading import load_policy
+from rlsgd.models.scoring import completion_logprobs
 from rlsgd.rollout.sampler import HFSampler, assemble, left_pad
-from rlsgd.scoring import completion_logprobs
-from rlsgd.types import Rollouts
+from tests.helpers.tiny_models import EOS, PAD
 
 PROMPTS = [[5, 9, 12, 30, 7], [14], [33, 2, 19]]
 BUDGET = 8

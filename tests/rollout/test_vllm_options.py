@@ -7,9 +7,9 @@ import torch
 from torch.nn.functional import log_softmax
 
 from rlsgd.functional.corrections import require_agreement
-from rlsgd.models import load_policy
+from rlsgd.models.loading import load_policy
 from rlsgd.rollout import VLLMSampler
-from rlsgd.rollout.vllm_server import ServerEngine
+from rlsgd.rollout.vllm.server import ServerEngine
 
 
 @pytest.mark.parametrize(

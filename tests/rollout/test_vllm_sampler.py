@@ -5,14 +5,17 @@ embeddings, whose head vLLM packs apart from the embedding on a CPU.
 """
 
 import os
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import EOS
-from vllm_setups import (
+
+from rlsgd.algorithms import GRPO
+from rlsgd.models.loading import load_policy
+from rlsgd.rollout import HFSampler, VLLMSampler
+from tests.algorithms.setups import make_data, make_module, make_trainer
+from tests.helpers.tiny_models import EOS
+from tests.rollout.vllm_setups import (
     STOPS,
     TOLERANCE,
     difference,
@@ -22,13 +25,6 @@ from vllm_setups import (
     save_llama,
     trainers_logprobs,
 )
-
-from rlsgd.algorithms import GRPO
-from rlsgd.models import load_policy
-from rlsgd.rollout import HFSampler, VLLMSampler
-
-sys.path.append(str(Path(__file__).parents[1] / "algorithms"))
-from setups import make_data, make_module, make_trainer
 
 pytestmark = pytest.mark.vllm
 

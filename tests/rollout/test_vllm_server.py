@@ -1,4 +1,4 @@
-"""The same against a real vLLM server, over HTTP, started as rlsgd/rollout/vllm_server.py says."""
+"""The same against a real vLLM server, over HTTP, started as rlsgd/rollout/vllm/server.py says."""
 
 import os
 import signal
@@ -11,18 +11,18 @@ import urllib.request
 
 import pytest
 import torch
-from vllm_setups import TOLERANCE, difference, move_weights, sample, save_llama
 
-from rlsgd.models import load_policy
+from rlsgd.models.loading import load_policy
 from rlsgd.rollout import VLLMSampler
-from rlsgd.rollout.vllm_engine import DEFAULTS
+from rlsgd.rollout.vllm.engine import DEFAULTS
+from tests.rollout.vllm_setups import TOLERANCE, difference, move_weights, sample, save_llama
 
 pytestmark = pytest.mark.vllm
 
 OPTIONS = """--load-format dummy --enable-scale-out --dtype float32 --enforce-eager
     --logprobs-mode processed_logprobs --generation-config vllm --max-model-len 192
     --no-enable-chunked-prefill --gpu-memory-utilization 0.1 --host 127.0.0.1
-    --worker-extension-cls rlsgd.rollout.vllm_worker.WeightReceiver"""
+    --worker-extension-cls rlsgd.rollout.vllm.worker.WeightReceiver"""
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_two_runs_on_one_server_take_turns(server, folder):
 
 
 def test_a_server_without_the_receiver_says_so(server, folder):
-    from rlsgd.rollout.vllm_server import ServerEngine
+    from rlsgd.rollout.vllm.server import ServerEngine
 
     engine = ServerEngine(server)
     with pytest.raises(ValueError, match=r"^--model.sampler.init_args.server .* refused /nowhere"):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from rlsgd.rollout.vllm_transfer import LLMClient, _source, sparse_patches
-from rlsgd.rollout.vllm_worker import patch_in_place
-from rlsgd.weight_sync import WeightSync
+from rlsgd.rollout.vllm.transfer import LLMClient, _source, sparse_patches
+from rlsgd.rollout.vllm.weight_sync import WeightSync
+from rlsgd.rollout.vllm.worker import patch_in_place
 
 pytestmark = pytest.mark.vllm
 

@@ -1,10 +1,10 @@
 """A model that vLLM's CPU kernels take, and comparing what an engine and the trainer say of it."""
 
 import torch
-from tiny_models import LLAMA, PAD, save_tiny
 from transformers import LlamaConfig
 
 from rlsgd.rollout.microbatches import rollout_logprobs
+from tests.helpers.tiny_models import LLAMA, PAD, save_tiny
 
 STOPS = [1, *range(20, 26)]  # so that completions end at all lengths
 # Sums of 256 float32 products in another order; logits reach 50, whose last bit is 4e-6.

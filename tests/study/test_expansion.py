@@ -53,7 +53,7 @@ def test_the_overlay_of_a_run_by_value(write_study, tmp_path):
 
 
 STRATEGY = {
-    "class_path": "rlsgd.strategy.FSDP2Strategy",
+    "class_path": "rlsgd.models.strategy.FSDP2Strategy",
     "init_args": {"save_distributed_checkpoint": True},
 }
 WRITTEN = {

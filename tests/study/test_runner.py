@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rlsgd.core.types import DivergedError
 from rlsgd.study import runner
 from rlsgd.study.runner import DIVERGED_EXIT_STATUS
-from rlsgd.types import DivergedError
 
 SGD = {"name": "sgd", "optimizer": "torch.optim.SGD", "learning_rate": 0.01}
 

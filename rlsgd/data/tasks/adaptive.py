@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from rlsgd.core.distributed import derived_seed, gathered
+from rlsgd.core.problems import Problem
 from rlsgd.data.tasks.adaptive_check import check_level
 from rlsgd.data.tasks.adaptive_curriculum import Curriculum
 from rlsgd.data.tasks.adaptive_difficulty import Difficulty, RisingRule
 from rlsgd.data.tasks.base import Task, check_fraction
 from rlsgd.data.tasks.reasoning_gym import ReasoningGym, Split
-from rlsgd.distributed import derived_seed, gathered
-from rlsgd.problems import Problem
 from rlsgd.rewards.extract import Extract
 from rlsgd.rewards.reasoning_gym import ReasoningGymScore
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from rlsgd.core.problems import Problem
 from rlsgd.data.tasks.processor_limit import TooSlow, processor_limit
 from rlsgd.data.tasks.reasoning_gym import ReasoningGym
-from rlsgd.problems import Problem
 from rlsgd.rewards.reasoning_gym import ReasoningGymScore
 
 

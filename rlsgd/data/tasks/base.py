@@ -6,7 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from typing import Any
 
-from rlsgd.problems import Problem
+from rlsgd.core.problems import Problem
 from rlsgd.rewards.base import Reward
 
 

@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlsgd.core.problems import Problem
 from rlsgd.data.passes import rows_of_epoch
 from rlsgd.data.tasks.base import Task, check_fraction, question_hash
 from rlsgd.preparation.prepared import is_prepared_name, prepared_files
-from rlsgd.problems import Problem
 
 if TYPE_CHECKING:
     from datasets import Dataset

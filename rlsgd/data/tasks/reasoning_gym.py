@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from rlsgd.core.distributed import derived_seed
+from rlsgd.core.problems import Problem
 from rlsgd.data.tasks.base import Task, check_fraction, question_hash
 from rlsgd.data.tasks.processor_limit import MOST_SECONDS, TooSlow, processor_limit
-from rlsgd.distributed import derived_seed
-from rlsgd.problems import Problem
 from rlsgd.rewards.extract import Extract
 from rlsgd.rewards.reasoning_gym import ReasoningGymScore, build_dataset
 

@@ -1,0 +1,1 @@
+"""Timings, memory and endurance: what costs how much, measured on the machine at hand."""

@@ -1,0 +1,1 @@
+"""What every room shares: problems, rollouts, checkpoints on disk, kinds of layers, processes."""

@@ -1,0 +1,1 @@
+"""Causal language models: loading, sharding, scoring, and the critic."""

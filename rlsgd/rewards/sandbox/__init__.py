@@ -1,0 +1,1 @@
+"""Generated programs behind bubblewrap, Landlock or a container."""

@@ -1,0 +1,1 @@
+"""Sampling with vLLM: the engine, its server, and what it is sent."""
