@@ -52,7 +52,7 @@ class TokenWeights:
             validate_correction(correction, correction_low, correction_high)
             if getattr(sampler, "report_logprobs", None) is False:
                 raise ValueError(_missing_logprobs(correction))
-        self.logprob_tolerance = getattr(sampler, "logprob_tolerance", None)
+        self.sampler = sampler
         self.top_entropy_fraction = top_entropy_fraction
         self.correction = correction
         self.correction_low = correction_low
@@ -88,8 +88,9 @@ class TokenWeights:
                 "sampled; set its report_logprobs to false if it cannot tell them"
             )
         log_ratio = torch.cat(gathered([log_ratio.cpu()]))
-        if self.logprob_tolerance is not None:
-            require_agreement(log_ratio, self.logprob_tolerance)
+        # read at every rollout: it depends on the dtype that the trainer turned out to compute in
+        if (tolerance := getattr(self.sampler, "logprob_tolerance", None)) is not None:
+            require_agreement(log_ratio, tolerance)
         metrics = mismatch_metrics(log_ratio)
         rollouts.metrics.update({name: float(value) for name, value in metrics.items()})
 

@@ -33,7 +33,14 @@ class InPlaceLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append keys and values [b, heads, t, size]; returns those of all tokens."""
+        """Append keys and values [b, heads, t, size]; returns those of all tokens.
+
+        Under autocast rotary positions leave keys in float32: they are kept in the values' dtype,
+        in which attention computes, or the cache would be half as large again and be cast whole for
+        every token.
+        """
+        if torch.is_autocast_enabled(key_states.device.type):
+            key_states = key_states.to(value_states.dtype)
         if not self.is_initialized:  # prompts, whose rows are yet to be repeated
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states, value_states

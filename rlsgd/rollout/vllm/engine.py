@@ -1,10 +1,11 @@
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 """A vLLM engine on the trainer's machine, in processes of its own."""
 
 from __future__ import annotations
 
 import atexit
 import copy
+import gc
 import os
 import tempfile
 import threading
@@ -67,12 +68,16 @@ class Engine(Protocol):
         """Of the weights that are served; `default` before the first update."""
         ...
 
-    def sleep(self) -> None:
-        """Give memory back until `wake`."""
+    def sleep(self) -> bool:
+        """Give memory back until `wake_weights`; True where the weights are gone with it."""
         ...
 
-    def wake(self) -> None:
-        """Be ready for weights and prompts."""
+    def wake_weights(self) -> None:
+        """Be ready for weights."""
+        ...
+
+    def wake_cache(self) -> None:
+        """Be ready for prompts, once the weights have come."""
         ...
 
     def close(self) -> None:
@@ -92,7 +97,7 @@ class LocalEngine:
         dtype: of the engine's weights and computation.
         max_model_len: longest prompt and completion together; none means the model's positions.
         sync_folder: where updates are written; none means where temporary files are.
-        sleep: leave the GPU to the trainer between rollouts; the weights wait in CPU memory.
+        sleep: leave the GPU to the trainer between rollouts; weights are sent anew after it.
         engine_args: further arguments of `vllm.LLM`.
 
     Raises:
@@ -122,13 +127,13 @@ class LocalEngine:
             "skip_tokenizer_init": True,
             "max_model_len": max_model_len,
             "logprobs_mode": "processed_logprobs",
-            "enforce_eager": True,
             "enable_sleep_mode": sleep,
             "worker_extension_cls": RECEIVER,
         }
         device = compute_device(policy)
         self.ipc: IPCTransfer | None = None
         if device.type == "cpu":
+            arguments["enforce_eager"] = True  # on a GPU vLLM records CUDA graphs
             arguments["gpu_memory_utilization"] = 0.1  # of the machine's memory, despite its name
             # A prompt in parts takes back a draw of its generator, which CPU generators cannot do.
             arguments["enable_chunked_prefill"] = False
@@ -174,13 +179,21 @@ class LocalEngine:
     def version(self) -> str:
         return self.llm.get_weight_version()
 
-    def sleep(self) -> None:
+    def sleep(self) -> bool:
         if self.sleeps:
-            self.llm.sleep(level=1)
+            self.llm.sleep(level=2)  # level 1 would keep a copy of the weights in CPU memory
+        return self.sleeps
 
-    def wake(self) -> None:
+    def wake_weights(self) -> None:
+        """Give the update's peak back to the device first: torch's allocator still holds it."""
         if self.sleeps:
-            self.llm.wake_up()
+            gc.collect()
+            torch.accelerator.empty_cache()
+            self.llm.wake_up(tags=["weights"])
+
+    def wake_cache(self) -> None:
+        if self.sleeps:
+            self.llm.wake_up(tags=["kv_cache"])
 
     def close(self) -> None:
         """End the engine's processes."""
@@ -232,10 +245,13 @@ def _engine_environment(device: torch.device) -> Iterator[None]:
         os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # for ipc, between our own processes
     try:
         yield
-    finally:
-        own = {name: value for name, value in os.environ.items() if name.startswith("VLLM_")}
-        os.environ.clear()
-        os.environ.update({**before, **own})
+    finally:  # one name at a time: other threads read the environment meanwhile
+        for name in set(os.environ) | set(before):
+            if name in before:
+                if os.environ.get(name) != before[name] and not name.startswith("VLLM_"):
+                    os.environ[name] = before[name]
+            elif not name.startswith("VLLM_"):
+                os.environ.pop(name, None)
 
 
 def _visible_name(device: torch.device) -> str:

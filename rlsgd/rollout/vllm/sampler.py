@@ -18,8 +18,8 @@ from rlsgd.rollout.vllm.engine import Engine, EngineCompletion, LocalEngine
 from rlsgd.rollout.vllm.server import ServerEngine
 from rlsgd.rollout.vllm.weight_sync import WeightSync
 
-# Nats a token by which engine and trainer may differ on average: rounding stays well below, other
-# weights well above.
+# Nats a token by which engine and trainer may differ on average, by the coarser of their dtypes:
+# rounding stays well below, other weights well above. From the finest to the coarsest.
 TOLERANCES = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
 
 
@@ -44,11 +44,12 @@ class VLLMSampler:
             the model in that dtype, in CPU memory; off sends the whole model for every rollout.
         sync_folder: where updates are written; none means a temporary folder.
         logprob_tolerance: mean absolute difference between the log-probabilities of engine and
-            trainer, in nats a token, above which training stops; none means 0.001 in float32, 0.02
-            in float16 and 0.1 in bfloat16.
-        sleep: free the engine's GPU memory while the policy is updated.
+            trainer, in nats a token, above which training stops; none means 0.001 where both
+            compute in float32, 0.02 where the coarser computes in float16, 0.1 in bfloat16.
+        sleep: free the engine's GPU memory, weights included, while the policy is updated; each
+            rollout then begins with sending the whole model.
         engine_args: further arguments of `vllm.LLM`, such as `gpu_memory_utilization` or
-            `enforce_eager: false`.
+            `enforce_eager: true`.
     """
 
     def __init__(
@@ -79,7 +80,8 @@ class VLLMSampler:
         self.dtype = dtype
         self.max_model_len = max_model_len
         self.sync_folder = sync_folder
-        self.logprob_tolerance = logprob_tolerance or TOLERANCES[dtype]
+        self.given_tolerance = logprob_tolerance
+        self.logprob_tolerance = logprob_tolerance or TOLERANCES[dtype]  # see `sample`
         self.sleep = sleep
         self.engine_args = engine_args or {}
         # nccl replaces the whole model, sparse_nccl takes patches alone
@@ -103,9 +105,14 @@ class VLLMSampler:
     ) -> Rollouts:
         self._check_length(max(map(len, prompt_ids)), max_completion_tokens)
         prompts, prompt_mask = left_pad(prompt_ids, pad_token_id, "cpu")
+        if self.given_tolerance is None:
+            self.logprob_tolerance = max(
+                TOLERANCES[self.dtype], TOLERANCES.get(compute_dtype(policy), 0.0)
+            )
         engine = self._started_engine(policy)
-        engine.wake()
+        engine.wake_weights()
         metrics = self.push(policy, engine)
+        engine.wake_cache()
         groups = engine.generate(
             prompt_ids,
             {
@@ -120,7 +127,8 @@ class VLLMSampler:
             # vLLM gives the completions of a prompt the seeds after this one
             seeds=[derived_seed(seed, "prompt", i) >> 1 for i in range(len(prompt_ids))],
         )
-        engine.sleep()
+        if engine.sleep():
+            self.sync.forget()
         completions = [completion for group in groups for completion in group]
         self._check_versions(completions)
         rollouts = assemble(
@@ -206,6 +214,13 @@ class VLLMSampler:
                 f"vLLM sampled with weights of version {', '.join(sorted(versions))}, and "
                 f"{self.label} was sent; does another run use the same server?"
             )
+
+
+def compute_dtype(policy: PreTrainedModel) -> str:
+    """The dtype that the trainer scores in: autocast's where it is on, else the weights'."""
+    kind = compute_device(policy).type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else policy.dtype
+    return str(dtype).removeprefix("torch.")
 
 
 def padded(rows: list[Tensor], filler: float) -> Tensor:

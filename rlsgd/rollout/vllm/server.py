@@ -75,10 +75,14 @@ class ServerEngine:
     def version(self) -> str:
         return self._ask("weight_info", None)["weight_version"]
 
-    def sleep(self) -> None:
-        """A server on other GPUs is in nobody's way."""
+    def sleep(self) -> bool:
+        """A server on other GPUs is in nobody's way, and keeps its weights."""
+        return False
 
-    def wake(self) -> None:
+    def wake_weights(self) -> None:
+        """It never slept."""
+
+    def wake_cache(self) -> None:
         """It never slept."""
 
     def close(self) -> None:

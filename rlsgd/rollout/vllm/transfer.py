@@ -51,9 +51,10 @@ class NCCLTransfer:
             from vllm.distributed.weight_transfer.sparse_nccl_engine import (
                 SparseNCCLTrainerInitInfo,
             )
+            from vllm.utils.network_utils import get_ip
 
             group: dict[str, Any] = {
-                "master_address": socket.gethostbyname(socket.gethostname()),
+                "master_address": get_ip(),
                 "master_port": _free_port(),
                 "world_size": 1 + self._server_workers(),
             }
@@ -143,7 +144,7 @@ def sparse_patches(update: WeightUpdate, device: str) -> list[Any]:
         )
 
     patches = [
-        patch(name, torch.arange(tensor.numel()), tensor.flatten(), tensor.shape)
+        patch(name, _all_places(tensor), tensor.flatten(), tensor.shape)
         for name, tensor in update.tensors.items()
     ]
     for name, encoded in update.patches.items():
@@ -151,6 +152,10 @@ def sparse_patches(update: WeightUpdate, device: str) -> list[Any]:
         decoded = decode_patch(encoded, math.prod(shape), update.dtype)
         patches.append(patch(name, decoded.positions, decoded.values, shape))
     return patches
+
+
+def _all_places(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.arange(tensor.numel(), dtype=torch.int32, device=tensor.device)
 
 
 def _source(update: WeightUpdate) -> Any:

@@ -10,7 +10,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rlsgd.functional.patches import decode_patch
@@ -101,14 +100,11 @@ def patch_in_place(model: Any, update: WeightUpdate) -> None:
     )
 
     device, dtype = next(model.parameters()).device, update.dtype
-    patches = []
-    for name, tensor in update.tensors.items():  # vLLM takes whole tensors or patches, not both
-        places = torch.arange(tensor.numel(), device=device)
-        values = tensor.flatten().to(device)
-        patches.append(CheckpointWeightPatch(name, tuple(tensor.shape), dtype, values, places))
-    for name, encoded in update.patches.items():
+    if update.tensors:  # not as patches: 8 bytes of position for each weight, outside vLLM's budget
+        model.load_weights((name, tensor.to(device)) for name, tensor in update.tensors.items())
+    for name, encoded in update.patches.items():  # one at a time, for the same reason
         shape = tuple(update.shapes[name])
         patch = decode_patch(encoded, math.prod(shape), dtype)
         values, places = patch.values.to(device), patch.positions.to(device)
-        patches.append(CheckpointWeightPatch(name, shape, dtype, values, places))
-    load_checkpoint_weight_patches(model, patches, validate_unique_indices=False)
+        one = CheckpointWeightPatch(name, shape, dtype, values, places)
+        load_checkpoint_weight_patches(model, [one], validate_unique_indices=False)
