@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from rlsgd.cli.training import TrainingCLI
+from rlsgd.core.composition import composed
 from rlsgd.models.loading import EMBEDDED
 from rlsgd.study.arms import load_study
 from rlsgd.study.expansion import expand_runs
@@ -39,7 +40,7 @@ def small_cache(tmp_path_factory, monkeypatch):
 
 def reduced(config: Path, tmp_path: Path) -> list[str]:
     """Flags that make an experiment small enough for a test and keep everything else."""
-    settings = yaml.safe_load(config.read_text())
+    settings = composed(config)
     data, kind = settings["data"]["init_args"], settings["data"]["class_path"]
     is_text = kind == "TextDataModule"
     sizes = [k for k in SMALLER if k in data or (k == "val_problems" and not is_text)]

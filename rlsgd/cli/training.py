@@ -25,6 +25,7 @@ from rlsgd.algorithms import SFT, NextToken, PolicyModule, RLModule, VerifiableM
 from rlsgd.callbacks import EvaluationReport
 from rlsgd.callbacks.base import run_folder
 from rlsgd.core.checkpoints import LazyTensors
+from rlsgd.core.composition import composed_arguments
 from rlsgd.data import (
     PromptDataModule,
     SolutionDataModule,
@@ -119,7 +120,8 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.argv = list(args)
-        super().parse_arguments(parser, args)
+        with composed_arguments(self.argv) as plain:
+            super().parse_arguments(parser, plain)
 
     def before_fit(self) -> None:
         """Check the disk, then measure the starting policy, so that every curve has its step 0."""

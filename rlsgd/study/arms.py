@@ -35,6 +35,8 @@ class Arm:
             bf16 after each step, to the nearest or at random without bias).
         overrides: Dotted keys of the base config with this arm's values. In their texts `{seed}`
             stands for the run's seed and `{after}` for the folder of the run named by `after`.
+        overlays: Further `rlsgd fit` configs, relative to the study file, that this arm is given;
+            they come before its overrides.
         config: The `rlsgd fit` config this arm starts from instead of the study's.
         after: Name of an arm whose run with the same seed must have ended before.
     """
@@ -45,6 +47,7 @@ class Arm:
     optimizer_args: Settings = field(default_factory=dict)
     precision: Precision = "fp32"
     overrides: Settings = field(default_factory=dict)
+    overlays: list[str] = field(default_factory=list)
     config: str | None = None
     after: str | None = None
 
@@ -216,7 +219,11 @@ def load_study(path: Path, *, overlays: Sequence[str] = (), **changes: Any) -> S
         raise ValueError(f"{path}: {error}") from error
     given = {key: value for key, value in changes.items() if value is not None}
     arms = [
-        arm if arm.config is None else replace(arm, config=_config_file(path, arm.config))
+        replace(
+            arm,
+            config=None if arm.config is None else _config_file(path, arm.config),
+            overlays=[_config_file(path, overlay) for overlay in arm.overlays],
+        )
         for arm in study.arms
     ]
     own = [_config_file(path, overlay) for overlay in study.overlays]

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from rlsgd.core.composition import composed
 from rlsgd.study.arms import Evaluation, Study
 from rlsgd.study.expansion import Run, apply_overrides, loggers, merge
 from rlsgd.study.runner import Outcome
@@ -94,7 +95,7 @@ def _evaluation_run(run: Run, evaluation: Evaluation) -> Run:
 
 
 def _require_export(run: Run) -> None:
-    base = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    base = composed(run.config)
     callbacks: Any = None
     for mapping in (base, run.overlay):
         callbacks = (mapping.get("trainer") or {}).get("callbacks", callbacks)

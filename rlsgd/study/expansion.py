@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from rlsgd.core.composition import composed, composed_bytes
 from rlsgd.study.arms import Arm, Precision, Study
 
 COMPUTE, WEIGHTS = "trainer.precision", "model.init_args.weight_rounding"
@@ -75,9 +76,8 @@ def expand_runs(study: Study) -> list[Run]:
             arguments, or overrides conflict.
     """
     configs = dict.fromkeys(arm.config or study.config for arm in study.arms)
-    texts = {config: Path(config).read_bytes() for config in configs}
-    bases = {config: _mapping(config, text) for config, text in texts.items()}
-    overlays = {config: _mapping(config, Path(config).read_bytes()) for config in study.overlays}
+    texts = {config: composed_bytes(Path(config)) for config in configs}
+    bases = {config: composed(Path(config)) for config in configs}
     out = study.folder.resolve()
     runs: list[Run] = []
     fingerprints: dict[tuple[str, int], str] = {}
@@ -86,9 +86,9 @@ def expand_runs(study: Study) -> list[Run]:
             config = family.config or study.config
             for arm in family.expand():
                 _require_complete(arm, bases[config])
-                overlay = _overlay(study, overlays, arm, seed, out)
+                overlay = _overlay(study, arm, seed, out)
                 # The folder is left out, so that a study moved elsewhere keeps its finished runs.
-                identity = yaml.safe_dump(_overlay(study, overlays, arm, seed, Path()))
+                identity = yaml.safe_dump(_overlay(study, arm, seed, Path()))
                 if arm.after:  # what follows another run has to follow it again when it changes
                     identity += fingerprints[arm.after, seed]
                 fingerprint = hashlib.sha256(texts[config] + b"\0" + identity.encode()).hexdigest()
@@ -108,31 +108,19 @@ def expand_runs(study: Study) -> list[Run]:
     return runs
 
 
-def _mapping(config: str, text: bytes) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"config {config} is no valid YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"config {config} must hold a mapping")
-    return settings
-
-
 def run_folder(out: Path, arm: str, seed: int) -> Path:
     return out / arm / f"seed-{seed}"
 
 
-def _overlay(
-    study: Study, overlays: dict[str, dict[str, Any]], arm: Arm, seed: int, out: Path
-) -> dict[str, Any]:
+def _overlay(study: Study, arm: Arm, seed: int, out: Path) -> dict[str, Any]:
     folder = str(run_folder(out, arm.name, seed))
     named = {"seed": str(seed)}
     if arm.after:
         named["after"] = str(run_folder(out, arm.after, seed))
     overlay: dict[str, Any] = {}
     apply_overrides(overlay, study.overrides, "overrides")
-    for config, settings in overlays.items():
-        apply_overrides(overlay, settings, f"overlay {config}")
+    for config in (*study.overlays, *arm.overlays):
+        apply_overrides(overlay, composed(Path(config)), f"overlay {config}")
     apply_overrides(overlay, _filled(arm.overrides, named), f"overrides of arm {arm.name!r}")
     optimizer = _component(arm.optimizer, {"lr": arm.learning_rate, **arm.optimizer_args})
     owned = {

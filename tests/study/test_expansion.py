@@ -143,7 +143,7 @@ def test_overlays_that_cannot_be_used_are_refused(write_study, tmp_path):
     with pytest.raises(ValueError, match=r"overlay .*gpu\.yaml: trainer .* use arms\.precision"):
         expand_runs(load_study(write_study(overlays=["gpu.yaml"])))
     (tmp_path / "list.yaml").write_text("[1]\n")
-    with pytest.raises(ValueError, match=r"list\.yaml must hold a mapping"):
+    with pytest.raises(ValueError, match=r"list\.yaml: must hold a mapping"):
         expand_runs(load_study(write_study(overlays=["list.yaml"])))
 
 
