@@ -180,7 +180,7 @@ def in_logs(is_due: Callable[[], bool], after: int, strike: Strike) -> None:
 
 def in_resuming(is_due: Callable[[], bool], after: int, strike: Strike) -> None:
     """While the logs are taken back to the checkpoint, or right after."""
-    from rlsgd.cli.main import training as training_cli
+    from rlsgd.cli import training as training_cli
     from rlsgd.resume import history
 
     def rewind(original: Any, *args: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,8 @@ def test_help_needs_no_heavy_import(capsys):
 
 def test_user_error_finds_the_flag_inside_a_wrapped_message():
     wrapped = "Does not validate\nErrors:\n  - --model.clip_low must be in [0, 1)\n  - Expected"
-    assert user_error(wrapped) == "--model.clip_low must be in [0, 1)"
-    assert user_error("plain bug") is None
+    assert user_error(ValueError(wrapped)) == "--model.clip_low must be in [0, 1)"
+    assert user_error(ValueError("plain bug")) is None
 
 
 @pytest.mark.parametrize(
@@ -73,17 +74,6 @@ def test_wrong_values_are_refused_by_the_name_of_their_flag(arguments, flag, cap
     assert fit(*arguments) == 2
     assert flag in capsys.readouterr().err
     assert not sampled, "the error came after sampling had begun"
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [["--model", "GRPOO"], ["--model.clip_lo", "0.2"], ["--model.optimizer", "torch.optim.Sgd"]],
-)
-def test_unknown_classes_and_options_stop_the_parser(arguments, capsys):
-    with pytest.raises(SystemExit) as stop:
-        fit(*arguments)
-    assert stop.value.code == 2
-    assert arguments[-1].split(".")[-1] in capsys.readouterr().err or "clip_lo" in str(arguments)
 
 
 def test_a_dataset_without_the_mapped_column(tmp_path, capsys):
@@ -147,7 +137,7 @@ class _InfiniteGradient(torch.autograd.Function):
 
 def test_too_little_disk_is_refused_before_training(monkeypatch, capsys, tmp_path):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(training_cli.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     arguments = ["--trainer.enable_checkpointing=true", f"--trainer.default_root_dir={tmp_path}"]
     assert fit(*arguments) == 2
     assert "--trainer.default_root_dir" in capsys.readouterr().err

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from rlsgd.analysis.comparison import Comparison
 from rlsgd.analysis.tensor_update import RELATIVE, Measures
+from rlsgd.core.command import TypedParser, run_command
 from rlsgd.core.layer_kinds import heatmap
 
 _DESCRIPTION = (
@@ -56,25 +55,24 @@ _TABLES: tuple[dict[str, tuple[str, float]], ...] = (  # each as wide as a narro
 
 def main(argv: Sequence[str]) -> int:
     """Run `rlsgd analyze` on what follows it, and return its exit status."""
-    arguments = _parser().parse_args(list(argv))
-    try:
-        measures = Measures(
-            tolerances=tuple(arguments.tolerances),
-            rank_k=arguments.rank_k,
-            alpha=arguments.alpha,
-            spectra=not arguments.no_spectra,
-        )
-        out = _output_folder(arguments.out)
-        comparison = Comparison(
-            arguments.BASE, arguments.TUNED, measures, allow_missing=arguments.allow_missing
-        )
-        progress = Console(stderr=True)
-        with Progress(console=progress, disable=not progress.is_terminal, transient=True) as bar:
-            task = bar.add_task("tensors", total=len(comparison.names))
-            record = comparison.run(lambda: bar.advance(task))
-    except ValueError as error:
-        print(f"rlsgd analyze: error: {error}", file=sys.stderr)
-        return 2
+    return run_command("analyze", argv, _parser(), _run)
+
+
+def _run(arguments: Any) -> int:
+    measures = Measures(
+        tolerances=tuple(arguments.tolerances),
+        rank_k=arguments.rank_k,
+        alpha=arguments.alpha,
+        spectra=not arguments.no_spectra,
+    )
+    out = _output_folder(arguments.out)
+    comparison = Comparison(
+        arguments.BASE, arguments.TUNED, measures, allow_missing=arguments.allow_missing
+    )
+    progress = Console(stderr=True)
+    with Progress(console=progress, disable=not progress.is_terminal, transient=True) as bar:
+        task = bar.add_task("tensors", total=len(comparison.names))
+        record = comparison.run(lambda: bar.advance(task))
     text = json.dumps(record, indent=2, allow_nan=False)
     if out is not None:
         (out / "analysis.json").write_text(text + "\n", encoding="utf-8")
@@ -122,8 +120,8 @@ def _output_folder(name: str | None) -> Path | None:
     return Path(name)
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="rlsgd analyze", description=_DESCRIPTION)
+def _parser() -> TypedParser:
+    parser = TypedParser(prog="rlsgd analyze", description=_DESCRIPTION)
     parser.add_argument("BASE", type=str, help=f"what the others were tuned from: {_CHECKPOINT}")
     parser.add_argument(
         "TUNED", type=str, nargs="+", help=f"{_CHECKPOINT}, or Lightning .ckpt file of a run"

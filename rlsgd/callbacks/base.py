@@ -25,9 +25,15 @@ def log_metrics(trainer: Trainer, metrics: dict[str, float], *, epoch: int | Non
         epoch: that they belong to; the present one if none is given.
     """
     epoch = trainer.current_epoch if epoch is None else epoch
+    exact_metrics(trainer).update(metrics)
     for logger in trainer.loggers:
         logger.log_metrics({**metrics, "epoch": epoch}, step=trainer.global_step)
         logger.save()
+
+
+def exact_metrics(trainer: Trainer) -> dict[str, float]:
+    """The last value of every number of `log_metrics`, with and without loggers."""
+    return vars(trainer).setdefault("exact_metrics", {})
 
 
 def append_jsonl(trainer: Trainer, filename: str, *records: dict[str, Any]) -> None:
@@ -43,10 +49,13 @@ def append_jsonl(trainer: Trainer, filename: str, *records: dict[str, Any]) -> N
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """The logger's folder, or the default root where there is no logger.
+    """The run's folder: as the command line claimed it, else the logger's, else the default root.
 
-    Every rank must call it: Lightning sends the first rank's answer to the others.
+    Every rank must call it: the first rank's answer is sent to the others.
     """
+    claimed = getattr(trainer, "run_folder", None)
+    if claimed is not None:
+        return Path(trainer.strategy.broadcast(str(claimed)))
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 

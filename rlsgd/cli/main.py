@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import re
 import sys
+
+from rlsgd.core.command import UsageError, debugging, did_you_mean, fault, refuse
 
 HELP = """\
 usage: rlsgd COMMAND ...
@@ -24,9 +27,18 @@ commands:
   report     finished studies and runs on one HTML page: rlsgd report runs/quickstart
 
 rlsgd COMMAND --help lists a command's flags; rlsgd fit --model.help GRPO those of a class.
+rlsgd COMMAND --debug shows where an error comes from.
 """
 
-
+COMMANDS = {
+    "study": "rlsgd.study.command",
+    "analyze": "rlsgd.analysis.command",
+    "data": "rlsgd.preparation.command",
+    "delta": "rlsgd.deltas.command",
+    "memory": "rlsgd.planner.command",
+    "report": "rlsgd.report.command",
+}
+TRAINING = ("fit", "validate", "test", "predict")
 # no space, over the quota, or larger than a file may be
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -42,31 +54,18 @@ def main(argv: list[str] | None = None) -> int:
 
         print(__version__)
         return 0
-    if argv[0] == "study":
-        from rlsgd.study.command import main as study
-
-        return study(argv[1:])
-    if argv[0] == "analyze":
-        from rlsgd.analysis.command import main as analyze
-
-        return analyze(argv[1:])
-    if argv[0] == "data":
-        from rlsgd.preparation.command import main as data
-
-        return data(argv[1:])
-    if argv[0] == "delta":
-        from rlsgd.deltas.command import main as delta
-
-        return delta(argv[1:])
-    if argv[0] == "memory":
-        from rlsgd.planner.command import main as memory
-
-        return memory(argv[1:])
-    if argv[0] == "report":
-        from rlsgd.report.command import main as report
-
-        return report(argv[1:])
-    return train(argv)
+    debug, argv = "--debug" in argv, [word for word in argv if word != "--debug"]
+    with debugging(debug):
+        if not argv:
+            return refuse("rlsgd", "--debug: needs a command")
+        if argv[0] in COMMANDS:
+            return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
+        if argv[0] in TRAINING:
+            return train(argv)
+        advice = did_you_mean(argv[0], [*COMMANDS, *TRAINING])
+        return refuse(
+            "rlsgd", f"{argv[0]}: there is no such command{advice or '; see rlsgd --help'}"
+        )
 
 
 def train(argv: list[str]) -> int:
@@ -84,28 +83,26 @@ def train(argv: list[str]) -> int:
     except DivergedError as error:
         print(f"rlsgd: diverged: {error}", file=sys.stderr)
         return DivergedError.EXIT_CODE
-    except ValueError as error:
-        message = user_error(str(error))
-        if message is None:
-            raise  # not one of ours: the traceback is worth more than the message
-        print(f"rlsgd: error: {message}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        print(
-            f"rlsgd: error: no space left on the device while writing {error.filename or 'a file'};"
-            " what was saved before is untouched. Free space, or set --trainer.default_root_dir to "
-            "another disk",
-            file=sys.stderr,
-        )
-        return 2
+    except UsageError as error:
+        return refuse("rlsgd", str(error))
+    except Exception as error:
+        if (message := user_error(error)) is None:
+            return fault("rlsgd")  # not one of ours: the traceback is worth more than the message
+        return refuse("rlsgd", message)
     return 0
 
 
-def user_error(message: str) -> str | None:
-    """The line that names a flag, out of what jsonargparse wraps around a constructor's error."""
-    found = re.search(r"^(?:\s*- )?(--[a-z].*)$", message, re.MULTILINE)
+def user_error(error: Exception) -> str | None:
+    """What is wrong with a flag or with the disk; None for anything else."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return (
+            f"no space left on the device while writing {error.filename or 'a file'}; what was "
+            "saved before is untouched. Free space, or set --trainer.default_root_dir to another "
+            "disk"
+        )
+    if not isinstance(error, ValueError):
+        return None
+    found = re.search(r"^(?:\s*- )?(--[a-z].*)$", str(error), re.MULTILINE)
     return found[1] if found else None
 
 

@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
-import math
-import shutil
 import signal
-import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from safetensors import SafetensorError
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import rlsgd.optimizers.schedulers  # noqa: F401
 
 # imported to give classes their short names
 from rlsgd import algorithms, callbacks, data  # noqa: F401
-from rlsgd.algorithms import SFT, NextToken, PolicyModule, RLModule, VerifiableModule
-from rlsgd.callbacks import EvaluationReport
+from rlsgd.algorithms import PolicyModule, RLModule, VerifiableModule
+from rlsgd.callbacks import CompletionLog, EvaluationReport
 from rlsgd.callbacks.base import run_folder
-from rlsgd.core.checkpoints import LazyTensors
+from rlsgd.cli import headline
+from rlsgd.cli.checks import check_data, check_disk_space
+from rlsgd.cli.errors import FOREIGN, FitParser, check_configs, explain_class, explain_trainer
+from rlsgd.cli.folders import (
+    Begun,
+    SaveConfig,
+    claim,
+    default_loggers,
+    fill,
+    named_folder,
+    root_folder,
+)
+from rlsgd.cli.iterations import (
+    IterationCount,
+    check_iterations,
+    check_trainer_settings,
+    require_whole_iteration,
+)
+from rlsgd.cli.optimizers import check_optimizers
+from rlsgd.core.command import UsageError
 from rlsgd.core.composition import composed_arguments
+from rlsgd.core.run_folder import RunFolder
+from rlsgd.core.types import DivergedError
 from rlsgd.data import (
-    PromptDataModule,
-    SolutionDataModule,
-    TextDataModule,
     TokenizedDataModule,
 )
 from rlsgd.resume import AtomicCheckpointIO, IterationCheckpoint
-from rlsgd.resume.callback import check_new_folder
-from rlsgd.resume.command_line import is_requeued, last_checkpoint
-from rlsgd.resume.files import publish, read_checkpoint, unfinished
+from rlsgd.resume.command_line import is_inside, is_local, is_requeued, last_checkpoint
+from rlsgd.resume.files import read_checkpoint
 from rlsgd.resume.history import rewind, start_over
 from rlsgd.resume.signals import Interrupted
 from rlsgd.rollout.loader import check_sizes
@@ -50,8 +63,8 @@ EXPECTED_WARNINGS = (
     ".*Experiment logs directory .* exists and is not empty.*",
     ".*does not have many workers which may be a bottleneck.*",
 )
-# what each kind of training is done on; a class of one's own counts as the one it derives from
-TRAINED_ON = {RLModule: PromptDataModule, SFT: SolutionDataModule, NextToken: TextDataModule}
+# a default such as Timer's `interval` is text of a class of its own
+yaml.SafeDumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str(text)))
 OBSERVERS = (
     "IterationProgress",
     "UpdateSparsity",
@@ -64,13 +77,9 @@ OBSERVERS = (
 
 def trainer_defaults() -> dict[str, Any]:
     """Trainer settings that differ from Lightning's. Loggers share one folder for each run."""
-    folder = {"save_dir": "runs", "name": "fit", "version": time.strftime("%Y%m%d-%H%M%S")}
     return {
         "trainer.callbacks": [{"class_path": f"rlsgd.callbacks.{name}"} for name in OBSERVERS],
-        "trainer.logger": [
-            {"class_path": f"lightning.pytorch.loggers.{name}", "init_args": folder}
-            for name in ("TensorBoardLogger", "CSVLogger")
-        ],
+        "trainer.logger": default_loggers(),
         "trainer.log_every_n_steps": 1,
         # model and metrics go from `validate` on to `fit`, where inference tensors are refused
         "trainer.inference_mode": False,
@@ -78,28 +87,40 @@ def trainer_defaults() -> dict[str, Any]:
     }
 
 
-class SaveConfig(SaveConfigCallback):
-    """`config.yaml` in the run's folder, by which a run is found again: whole, or as it was."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.already_saved:
-            return
-        folder, name = run_folder(trainer), self.config_filename
-        self.config_filename = unfinished(folder / name).name
-        super().setup(trainer, pl_module, stage)
-        if trainer.is_global_zero:
-            publish(folder / self.config_filename, folder / name)
-
-
 class TrainingCLI(LightningCLI):
     """Policies by class name, data by class name, everything below them by class path."""
+
+    claimed: RunFolder | None
+    begun: Begun
+    subcommand = None
+    base: tuple[str, float] | None = None  # name and value of its score
+    goes_on = False  # with what is in the folder
 
     @classmethod
     def run(cls, argv: list[str]) -> TrainingCLI:
         """Parse `argv` and run its subcommand."""
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
-        return cls(
+        cli = cls.__new__(cls)
+        cli.claimed, cli.begun = None, Begun()
+        try:
+            cli.parse_and_run(argv)
+        except BaseException as error:
+            if cli.begun.begun:
+                raise
+            if cli.claimed is not None and not cli.goes_on:
+                cli.claimed.undo()
+            if isinstance(error, Exception) and (reason := cli.reason(error)):
+                raise UsageError(reason) from error
+            raise
+        finally:
+            if cli.claimed is not None:
+                cli.claimed.release()
+        return cli
+
+    def parse_and_run(self, argv: list[str]) -> None:
+        """All that LightningCLI does, which is done in its constructor."""
+        super().__init__(
             PolicyModule,
             TokenizedDataModule,
             subclass_mode_model=True,
@@ -109,6 +130,7 @@ class TrainingCLI(LightningCLI):
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": "rlsgd"},
+            parser_class=FitParser,
             args=argv,
         )
 
@@ -120,16 +142,28 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.argv = list(args)
+        check_configs(self.argv)
         with composed_arguments(self.argv) as plain:
             super().parse_arguments(parser, plain)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would take settings from a checkpoint here, unasked and unchecked."""
+
+    def reason(self, error: Exception) -> str | None:
+        """What a setting has to do with an error before anything was computed, if it has."""
+        if self.subcommand is None or isinstance(error, (UsageError, DivergedError)):
+            return None
+        return explain_class(error, self.config[self.subcommand])
 
     def before_fit(self) -> None:
         """Check the disk, then measure the starting policy, so that every curve has its step 0."""
         trainer: Any = self.trainer
         check_data(self.model, self.datamodule, trained=True)
+        check_iterations(trainer, self.model, self.datamodule)
         if isinstance(self.model, RLModule):
+            self.datamodule._check_positive()
             check_sizes(self.model, self.datamodule, trainer)
-        check_optimizer(trainer, self.model)
+        check_optimizers(trainer, self.model)
         check_disk_space(trainer, self.model)
         resumed = self.resume()
         if not trainer.fast_dev_run:
@@ -138,6 +172,7 @@ class TrainingCLI(LightningCLI):
                 write_provenance(folder, self.argv)
         if not resumed and not trainer.fast_dev_run:
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+            self.base = headline.score_of(trainer)
             if trainer.received_sigterm:  # which a validation does not heed
                 raise Interrupted(signal.SIGTERM, 128 + signal.SIGTERM)
 
@@ -145,25 +180,34 @@ class TrainingCLI(LightningCLI):
         """Check the checkpoint, and take the logs back to it; False without one."""
         path = self.config["fit"].get("ckpt_path")
         if path is not None and is_local(path):
-            rewind(self.trainer, Path(path), read_checkpoint(Path(path)))
+            checkpoint = read_checkpoint(Path(path))
+            require_whole_iteration(path, checkpoint)
+            rewind(self.trainer, Path(path), checkpoint)
         elif self.starts_over:
             start_over(self.trainer)
-        elif path is None:
-            check_new_folder(self.trainer)
         return path is not None
 
     def before_instantiate_classes(self) -> None:
-        """Find the last checkpoint while the loggers' folder can still become its run's."""
+        """Find the last checkpoint, and claim the run's folder while all can still write to it."""
         assert self.subcommand is not None
         settings = self.config[self.subcommand]
         is_fit = self.subcommand == "fit"
+        check_trainer_settings(settings.trainer)
         self.starts_over = False
+        folder, root = named_folder(settings.trainer), root_folder(settings.trainer)
         path = settings.get("ckpt_path")
         if path == "last" or (path is None and is_fit and is_requeued()):
             plain = self._parser(self.subcommand).dump(settings, skip_none=False)
-            last = last_checkpoint(settings, given=yaml.safe_load(plain), go_on=is_fit)
+            last = last_checkpoint(folder, root, given=yaml.safe_load(plain), go_on=is_fit)
             settings.ckpt_path = None if last is None else str(last)
             self.starts_over = last is None
+            if last is not None and is_fit:
+                folder = last.parents[1]
+        path = settings.get("ckpt_path")
+        inside = path is not None and folder is not None and is_inside(path, folder)
+        self.goes_on = inside or (self.starts_over and folder is not None)
+        self.claimed = claim(folder, root, exclusive=is_fit, goes_on=self.goes_on)
+        fill(settings.trainer, self.claimed.path if self.claimed else folder or root)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """With atomic writes, and IterationCheckpoint where Lightning would add ModelCheckpoint."""
@@ -172,8 +216,15 @@ class TrainingCLI(LightningCLI):
         present = settings["callbacks"] or []
         wanted = self.subcommand == "fit" and settings["enable_checkpointing"] is not False
         if wanted and not any(isinstance(callback, Checkpoint) for callback in present):
-            kwargs["callbacks"] = [*present, IterationCheckpoint()]
-        trainer = super().instantiate_trainer(**kwargs)
+            present = [*present, IterationCheckpoint()]
+        if settings["enable_progress_bar"] is False:  # with one in the list Lightning refuses it
+            present = [one for one in present if not isinstance(one, ProgressBar)]
+        kwargs["callbacks"] = [*present, self.begun, IterationCount()]
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except FOREIGN as error:
+            raise UsageError(explain_trainer(error, settings)) from error
+        vars(trainer)["run_folder"] = Path(settings["default_root_dir"])
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
@@ -188,8 +239,15 @@ class TrainingCLI(LightningCLI):
         return skipped
 
     def fit(self, **arguments: Any) -> None:
-        """`rlsgd fit`."""
-        self.trainer.fit(**arguments, weights_only=True)
+        """`rlsgd fit`: its folder and the base's score before, its headline after."""
+        trainer: Any = self.trainer
+        folder = run_folder(trainer)  # on every rank
+        says = trainer.is_global_zero and not trainer.fast_dev_run
+        if says:
+            print(headline.begin(trainer, folder), flush=True)
+        trainer.fit(**arguments, weights_only=True)
+        if says:
+            print("\n".join(headline.end(trainer, self.model, folder, self.base)), flush=True)
 
     def validate(self, **arguments: Any) -> None:
         """`rlsgd validate`: in full, unlike the validations of a fit."""
@@ -205,7 +263,13 @@ class TrainingCLI(LightningCLI):
     def predict(self, **arguments: Any) -> None:
         """`rlsgd predict`."""
         check_data(self.model, self.datamodule)
+        present: list[Any] = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        if not any(isinstance(callback, CompletionLog) for callback in present):
+            present.append(CompletionLog())
         self.evaluate("predict", arguments)
+        folder = run_folder(self.trainer)  # on every rank
+        if self.trainer.is_global_zero:
+            print(headline.predicted(folder))
 
     def evaluate(self, command: str, arguments: dict[str, Any], **options: Any) -> None:
         """One of the trainer's evaluations, of a checkpoint that can be read if one is given."""
@@ -224,64 +288,6 @@ class TrainingCLI(LightningCLI):
         return True
 
 
-def is_local(checkpoint: str) -> bool:
-    """Whether `--ckpt_path` is a file or folder, not an address or one of Lightning's words."""
-    return "://" not in checkpoint and checkpoint not in ("best", "hpc")
-
-
-def check_data(
-    model: PolicyModule, datamodule: TokenizedDataModule, *, trained: bool = False
-) -> None:
-    """Refuse data that the model cannot be trained on, or evaluated on.
-
-    Raises:
-        ValueError: names both, and the data that it takes.
-    """
-    wanted = next((takes for kind, takes in TRAINED_ON.items() if isinstance(model, kind)), None)
-    kinds = (TextDataModule, SolutionDataModule, PromptDataModule)  # the last is the second's base
-    given = next((kind for kind in kinds if isinstance(datamodule, kind)), None)
-    if wanted is None or given is None:
-        return  # somebody's own, derived from the base class alone
-    # prompts and solutions are evaluated on the same problems
-    fits = given is wanted if trained else (given is TextDataModule) == (wanted is TextDataModule)
-    if not fits:
-        raise ValueError(
-            f"--data {type(datamodule).__name__} does not go with --model {type(model).__name__}, "
-            f"which takes --data {wanted.__name__}"
-        )
-
-
 def run_seed(seed: bool | int) -> int:
     """`seed_everything` as the seed of what rlsgd draws itself."""
     return int(seed)
-
-
-def check_optimizer(trainer: Any, model: PolicyModule) -> None:
-    """Let an optimizer class with `check_trainer` refuse flags before the base is validated."""
-    for part in getattr(model.optimizer, "args", ()):  # LightningCLI's is a partial of the class
-        if check := getattr(part, "check_trainer", None):
-            check(trainer)
-
-
-def check_disk_space(trainer: Any, model: PolicyModule) -> None:
-    """Refuse to start where the first checkpoint would not fit.
-
-    Raises:
-        ValueError: free space is less than the weights and two optimizer moments take in float32.
-    """
-    if not any(isinstance(callback, Checkpoint) for callback in trainer.callbacks):
-        return
-    try:
-        weights = LazyTensors.open(model.starting_folder)
-    except (FileNotFoundError, SafetensorError):
-        return  # no weights to measure: they will be random, or are damaged, which loading will say
-    needed = 3 * 4 * sum(math.prod(weights.shape(name)) for name in weights.files)
-    root = run_folder(trainer).absolute()
-    existing = next(folder for folder in (root, *root.parents) if folder.is_dir())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise ValueError(
-            f"--trainer.default_root_dir {root}: {free / 2**20:,.0f} MiB are free and a checkpoint "
-            f"may need {needed / 2**20:,.0f}; free space, choose another disk, or set "
-            "--trainer.enable_checkpointing false"
-        )

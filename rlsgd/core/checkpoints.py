@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
@@ -39,9 +40,9 @@ class LazyTensors:
         if Path(path).is_file():
             return cls(_names([Path(path)]))
         # In transformers' order, for a folder in which a later save left the other one behind.
-        if single := _find(path, SINGLE):
+        if single := find_file(path, SINGLE):
             return cls(_names([single]))
-        if index := _find(path, INDEX):
+        if index := find_file(path, INDEX):
             shards = json.loads(index.read_text())["weight_map"]
             return cls({name: index.parent / shard for name, shard in shards.items()})
         raise FileNotFoundError(f"{path} holds neither {SINGLE} nor {INDEX}")
@@ -57,6 +58,12 @@ class LazyTensors:
         """Shape of a tensor, from the file's header alone."""
         with safe_open(str(self.files[name]), framework="pt") as file:
             return tuple(file.get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of a tensor, from the file's header alone."""
+        with safe_open(str(self.files[name]), framework="pt") as file:
+            part = file.get_slice(name)
+            return _DTYPES.get(part.get_dtype()) or file.get_tensor(name).dtype
 
 
 def write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> LazyTensors:
@@ -121,7 +128,8 @@ def starting_weights(
     return write_tensors(parameters(), snapshot)
 
 
-def _find(path: str | Path, filename: str) -> Path | None:
+def find_file(path: str | Path, filename: str) -> Path | None:
+    """A file of a model folder, or of a model on the hub; None where it has none."""
     if Path(path).is_dir():
         return found if (found := Path(path) / filename).is_file() else None
     try:

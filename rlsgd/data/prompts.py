@@ -228,7 +228,7 @@ class PromptDataModule(TokenizedDataModule):
         if self.val_problems < 0:
             raise ValueError(f"--data.val_problems must not be negative; got {self.val_problems}")
         if stage in ("test", "predict") and self.val_problems == 0:
-            raise ValueError(f"--data.val_problems is 0, which leaves nothing to {stage}")
+            raise ValueError("--data.val_problems is 0, which leaves nothing to evaluate")
 
     def _check_first_epoch(self) -> None:
         self.prompts(0, rank=self.rank, world_size=self.world_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from rlsgd.core.command import PlainParser, run_command
 
 if TYPE_CHECKING:
     from rlsgd.core.checkpoints import LazyTensors
@@ -40,13 +42,7 @@ def main(argv: Sequence[str]) -> int:
     Args:
         argv: what follows `rlsgd delta`.
     """
-    arguments = _parser().parse_args(list(argv))
-    try:
-        arguments.run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"rlsgd delta: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command("delta", argv, _parser(), lambda given: given.run(given))
 
 
 def _pack(arguments: Namespace) -> None:
@@ -180,8 +176,8 @@ def _row() -> dict[str, Any]:
     return dict.fromkeys(("tensors", "weights", "changed", "bytes", "dense_bytes"), 0)
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+def _parser() -> PlainParser:
+    parser = PlainParser(
         prog="rlsgd delta", description=_DESCRIPTION, formatter_class=RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

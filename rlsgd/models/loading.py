@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlsgd.core.hub import require_hub
+
 EMBEDDED = Path(__file__).parents[1] / "assets" / "embedded"
 PREPARED_BY = {
     "smollm2-135m-instruct": "tools/prepare_smollm2.py",
@@ -56,7 +58,8 @@ def resolve_model(path: str, flag: str = "--model.policy") -> str:
             f"Run: python {PREPARED_BY[path]}"
         )
     if path.count("/") == 1 and not path.startswith((".", "/", "~")):
-        return path  # a hub name; transformers says so if it cannot be reached
+        require_hub(path, flag, filename="config.json")
+        return path
     raise ValueError(
         f"{flag} {path}: no such folder, and not a hub name (owner/name), 'embedded' or a "
         f"model prepared under {cache_folder()}"

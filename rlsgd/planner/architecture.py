@@ -153,7 +153,12 @@ def load_architecture(name: str) -> Architecture:
         for path, p in model.named_parameters(remove_duplicate=True)
     )
     text = config.get_text_config()
-    heads = text.num_attention_heads
+    heads = getattr(text, "num_attention_heads", None)
+    if heads is None:
+        raise ValueError(
+            f"--model {name}: {type(model).__name__} has no attention heads, and activations and "
+            f"cache are planned for attention alone. Known: {', '.join(published)}"
+        )
     decoder = None
     if text.model_type in KNOWN_LAYERS:
         decoder = Decoder(text.intermediate_size, heads, text.model_type == "qwen3")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from rlsgd.core.command import TypedParser, run_command
 from rlsgd.planner.architecture import load_architecture
 from rlsgd.planner.optimizers import measure_optimizer
 from rlsgd.planner.report import draw, make_record, print_record
@@ -27,27 +27,26 @@ _UNITS = {"MB": 1e6, "GB": 1e9, "TB": 1e12, "MiB": 2**20, "GiB": 2**30, "TiB": 2
 
 def main(argv: Sequence[str]) -> int:
     """Run `rlsgd memory` on what follows it, and return its exit status."""
-    arguments = _parser().parse_args(list(argv))
-    try:
-        setup = Setup(**{field.name: getattr(arguments, field.name) for field in fields(Setup)})
-        if not 0 <= arguments.changed_share <= 1:
-            raise ValueError(f"--changed_share {arguments.changed_share}: must be from 0 to 1")
-        gpu_bytes = read_size(arguments.gpu_memory)
-        out = None if arguments.out is None else Path(arguments.out)
-        if out is not None:
-            _make_folder(out)
-        weight_item = setup.dtypes.weight
-        optimizers = [measure_optimizer(spec, weight_item) for spec in arguments.optimizer]
-        record = make_record(
-            load_architecture(arguments.model),
-            optimizers,
-            setup,
-            gpu_bytes=gpu_bytes,
-            changed_share=arguments.changed_share,
-        )
-    except ValueError as error:
-        print(f"rlsgd memory: error: {error}", file=sys.stderr)
-        return 2
+    return run_command("memory", argv, _parser(), _run)
+
+
+def _run(arguments: Any) -> int:
+    setup = Setup(**{field.name: getattr(arguments, field.name) for field in fields(Setup)})
+    if not 0 <= arguments.changed_share <= 1:
+        raise ValueError(f"--changed_share {arguments.changed_share}: must be from 0 to 1")
+    gpu_bytes = read_size(arguments.gpu_memory)
+    out = None if arguments.out is None else Path(arguments.out)
+    if out is not None:
+        _make_folder(out)
+    weight_item = setup.dtypes.weight
+    optimizers = [measure_optimizer(spec, weight_item) for spec in arguments.optimizer]
+    record = make_record(
+        load_architecture(arguments.model),
+        optimizers,
+        setup,
+        gpu_bytes=gpu_bytes,
+        changed_share=arguments.changed_share,
+    )
     text = json.dumps(record, indent=2, allow_nan=False)
     if out is not None:
         (out / "memory.json").write_text(text + "\n", encoding="utf-8")
@@ -84,8 +83,8 @@ def _make_folder(folder: Path) -> None:
         raise ValueError(f"--out {folder}: {error.strerror}; name a folder to write to") from error
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="rlsgd memory", description=_DESCRIPTION)
+def _parser() -> TypedParser:
+    parser = TypedParser(prog="rlsgd memory", description=_DESCRIPTION)
     parser.add_argument(
         "--model",
         type=str,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+from rlsgd.core.command import PlainParser, run_command
 
 if TYPE_CHECKING:
     from rlsgd.preparation.prepare import Options
@@ -37,13 +39,7 @@ def main(argv: Sequence[str]) -> int:
     Args:
         argv: what follows `rlsgd data`.
     """
-    arguments = _parser().parse_args(list(argv))
-    try:
-        arguments.run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"rlsgd data: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command("data", argv, _parser(), lambda given: given.run(given))
 
 
 def _list(arguments: Namespace) -> None:
@@ -148,8 +144,8 @@ def _show(source: Source, manifest: dict[str, Any]) -> None:
         say(f"  answers on record that do not get full marks: {len(failed):,}{named}")
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+def _parser() -> PlainParser:
+    parser = PlainParser(
         prog="rlsgd data", description=_DESCRIPTION, formatter_class=RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

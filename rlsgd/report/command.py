@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from jsonargparse import ArgumentParser
+from rlsgd.core.command import TypedParser, run_command
 
 _DESCRIPTION = """\
 Put finished studies and runs on one HTML page, OUT/report.html, that needs no other file and no
@@ -21,24 +21,23 @@ MAX_PROMPTS = 100
 
 def main(argv: Sequence[str]) -> int:
     """Run `rlsgd report` on what follows it, and return its exit status."""
-    arguments = _parser().parse_args(list(argv))
-    try:
-        if not 0 <= arguments.prompts <= MAX_PROMPTS:
-            raise ValueError(f"--prompts {arguments.prompts} must be from 0 to {MAX_PROMPTS}")
-        from rlsgd.report.page import render
-        from rlsgd.report.sources import load_sources
+    return run_command("report", argv, _parser(), lambda given: _run(given, argv))
 
-        sources = load_sources(arguments.RUN)
-        out = _output_folder(arguments.out)
-        page, figures = render(
-            sources,
-            shlex.join(["rlsgd", "report", *argv]),
-            baseline=arguments.baseline,
-            prompts=arguments.prompts,
-        )
-    except ValueError as error:
-        print(f"rlsgd report: error: {error}", file=sys.stderr)
-        return 2
+
+def _run(arguments: Any, argv: Sequence[str]) -> int:
+    if not 0 <= arguments.prompts <= MAX_PROMPTS:
+        raise ValueError(f"--prompts {arguments.prompts} must be from 0 to {MAX_PROMPTS}")
+    from rlsgd.report.page import render
+    from rlsgd.report.sources import load_sources
+
+    sources = load_sources(arguments.RUN)
+    out = _output_folder(arguments.out)
+    page, figures = render(
+        sources,
+        shlex.join(["rlsgd", "report", *argv]),
+        baseline=arguments.baseline,
+        prompts=arguments.prompts,
+    )
     for name, data in figures.items():
         (out / "plots" / name).write_bytes(data)
     (out / "report.html").write_text(page, encoding="utf-8", errors="replace")
@@ -54,8 +53,8 @@ def _output_folder(name: str) -> Path:
     return Path(name)
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="rlsgd report", description=_DESCRIPTION)
+def _parser() -> TypedParser:
+    parser = TypedParser(prog="rlsgd report", description=_DESCRIPTION)
     parser.add_argument(
         "RUN", type=str, nargs="+", help="folder of a study, or of a run of rlsgd fit"
     )

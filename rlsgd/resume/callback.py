@@ -11,10 +11,12 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from rlsgd.callbacks.base import run_folder
 from rlsgd.resume.files import checkpoints_in, publish, read_checkpoint, unfinished
-from rlsgd.resume.history import SIZES, log_sizes
+from rlsgd.resume.history import SET_ASIDE, SIZES, log_sizes
 from rlsgd.resume.signals import StopSignals
 
 FOLDER = "checkpoints"
+# of a run that was killed while it wrote, and later iterations than the one it went back to
+LEFT = (".*.writing", f"*{SET_ASIDE}")
 
 
 class IterationCheckpoint(Checkpoint):
@@ -86,8 +88,9 @@ class IterationCheckpoint(Checkpoint):
         self.sizes = log_sizes(trainer)
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.glob(".*.writing"):  # by a run that was killed
-                _remove(left)
+            for pattern in LEFT:
+                for left in folder.glob(pattern):
+                    _remove(left)
         trainer.strategy.barrier()
         self.is_saving = True
         try:
@@ -134,24 +137,6 @@ class IterationCheckpoint(Checkpoint):
             progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
             for counts in (progress["current"], progress["total"]):
                 counts["ready"] = counts["started"]
-
-
-def check_new_folder(trainer: Trainer) -> None:
-    """Refuse to begin a run among the checkpoints of another, which it could be taken for.
-
-    Raises:
-        ValueError: says how to go on with that one.
-    """
-    folder = run_folder(trainer) / FOLDER
-    saves = any(
-        isinstance(callback, IterationCheckpoint) for callback in trainer.checkpoint_callbacks
-    )
-    if saves and not _is_trial(trainer) and list(folder.glob("iteration=*.ckpt")):
-        raise ValueError(
-            f"--ckpt_path is not given, and {folder} has checkpoints of an earlier run: go on with "
-            "--ckpt_path last, name another folder with --trainer.default_root_dir or the loggers' "
-            "version, or remove them"
-        )
 
 
 def _is_trial(trainer: Any) -> bool:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from rlsgd.core.run_folder import order_of
 from rlsgd.resume.callback import FOLDER
 from rlsgd.resume.files import checkpoints_in, read_checkpoint
 
 SAME = ("model", "data", "seed_everything")  # what makes two runs the same
-DATED = r"\d{8}-\d{6}"  # a folder that the command named, not its user
 
 
 def is_requeued() -> bool:
@@ -22,34 +21,27 @@ def is_requeued() -> bool:
     return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
-def last_checkpoint(settings: Any, *, given: dict[str, Any], go_on: bool) -> Path | None:
-    """The newest readable checkpoint of the run that the loggers' settings name.
-
-    A folder of the user's choice (`version` of the loggers, `--trainer.default_root_dir` without
-    loggers) is taken as it is. Otherwise it is the newest run of the same model, data and seed.
+def last_checkpoint(
+    named: Path | None, root: Path, *, given: dict[str, Any], go_on: bool
+) -> Path | None:
+    """The newest readable checkpoint of the run that is meant.
 
     Args:
-        settings: of the subcommand. With `go_on` its loggers are set to write to that run's folder.
-        given: the same as plain data, as `config.yaml` of a run has it.
+        named: the folder that the user named, taken as it is; None means the run in `root` of the
+            same model, data and seed that was started or continued last.
+        root: where rlsgd puts the folders that it names.
+        given: the present settings as plain data, as `config.yaml` of a run has them.
         go_on: whether the run is continued, not evaluated. It may then start from the beginning,
             where it was stopped before its first checkpoint: there the answer is None.
 
     Raises:
         ValueError: there is none, none that can be read, or it is of another run.
     """
-    loggers = _loggers(settings.trainer)
-    own = Path(settings.trainer.default_root_dir or ".")
-    folders = [own]
-    where = f"{own} has no checkpoint"
-    if loggers:
-        runs = Path(loggers[0].save_dir) / str(loggers[0].name)
-        own = runs / str(loggers[0].version)
-        folders, where = [own], f"{own} has no checkpoint"
-        if re.fullmatch(DATED, str(loggers[0].version)) and not (own / FOLDER).is_dir():
-            folders = _same_runs(runs, given)
-            where = f"no run of this model, data and seed under {runs} has a checkpoint"
+    folders, where = [], f"no run of this model, data and seed under {root} has a checkpoint"
+    if named is not None:
+        folders, where = [named], f"{named} has no checkpoint"
     damaged = None
-    for folder in folders:
+    for folder in folders or _same_runs(root, given):
         for path in checkpoints_in(folder / FOLDER):
             try:
                 read_checkpoint(path)
@@ -57,13 +49,10 @@ def last_checkpoint(settings: Any, *, given: dict[str, Any], go_on: bool) -> Pat
                 print(f"rlsgd: warning: passed over: {error}", file=sys.stderr)
                 damaged = error
                 continue
-            if go_on and folder != own:
-                for logger in loggers:
-                    logger.version = folder.name
             return path
     if damaged is not None:
         raise damaged
-    before = _config(own)
+    before = None if named is None else _config(named)
     if not go_on or (before is not None and not _is_same(before, given)):
         raise ValueError(
             f"--ckpt_path last: {where}. Start without --ckpt_path, with --config "
@@ -73,20 +62,24 @@ def last_checkpoint(settings: Any, *, given: dict[str, Any], go_on: bool) -> Pat
     return None
 
 
-def _loggers(trainer: Any) -> list[Any]:
-    given = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-    settings = [getattr(logger, "init_args", None) for logger in given]
-    return [s for s in settings if s is not None and hasattr(s, "version")]
+def is_local(checkpoint: str) -> bool:
+    """Whether `--ckpt_path` is a file or folder, not an address or one of Lightning's words."""
+    return "://" not in checkpoint and checkpoint not in ("best", "hpc")
+
+
+def is_inside(path: str, folder: Path) -> bool:
+    """Whether a checkpoint is one of the run in this folder."""
+    return is_local(path) and folder.resolve() in Path(path).resolve().parents
 
 
 def _same_runs(runs: Path, given: dict[str, Any]) -> list[Path]:
-    """Folders whose config is of the same run, that of the newest checkpoint first."""
-    dated = []
-    for folder in runs.glob("*"):
-        checkpoints = checkpoints_in(folder / FOLDER)
-        if checkpoints and _is_same(_config(folder), given):
-            dated.append((checkpoints[0].stat().st_mtime_ns, folder))
-    return [folder for _, folder in sorted(dated, reverse=True)]
+    """Folders whose config is of the same run, the one that was started last first."""
+    found = [
+        folder
+        for folder in runs.glob("*")
+        if checkpoints_in(folder / FOLDER) and _is_same(_config(folder), given)
+    ]
+    return sorted(found, key=lambda folder: (order_of(folder), folder.name), reverse=True)
 
 
 def _config(folder: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -72,14 +73,15 @@ def unfinished(path: Path) -> Path:
 def publish(written: Path, path: Path) -> None:
     """Give a file or folder its name once all of it is on the disk, in place of what has it now."""
     for file in [written, *written.rglob("*")] if written.is_dir() else [written]:
-        _sync(file)
+        sync(file)
     if path.is_dir():  # cannot be replaced in one step
         shutil.rmtree(path)
     os.replace(written, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -88,10 +90,20 @@ def _sync(path: Path) -> None:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Checkpoints of a run, newest first; those between iterations if there are any."""
+    """Checkpoints of a run, that of the latest iteration first; those between iterations if any.
+
+    Their order is in their names: clocks are set back, and copies have new times.
+    """
     found = [path for path in folder.glob("*.ckpt") if not path.is_symlink()]
     own = [path for path in found if path.name.startswith("iteration=")]
-    return sorted(own or found, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+    return sorted(own or found, key=place_of, reverse=True)
+
+
+def place_of(path: Path) -> tuple[int, int, str]:
+    """Epoch (or iteration) and step that a checkpoint's name gives, -1 where it gives none."""
+    numbers = dict(re.findall(r"(iteration|epoch|step)=(\d+)", path.name))
+    epoch = numbers.get("iteration", numbers.get("epoch", -1))
+    return int(epoch), int(numbers.get("step", -1)), path.name
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

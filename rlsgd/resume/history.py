@@ -14,11 +14,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from rlsgd.callbacks.base import run_folder
-from rlsgd.resume.files import publish, unfinished
+from rlsgd.resume.files import checkpoints_in, place_of, publish, sync, unfinished
 
 SIZES = "log_sizes"  # what every checkpoint notes of the logs
 TABLE, KEPT = "metrics.csv", "metrics.csv.kept"
 RECORD = b'{"epoch": '  # how every record of the callbacks' logs begins, and nobody's data
+SET_ASIDE = ".set-aside"  # at the end of the name of a checkpoint that is not of the run any more
 SCRATCH = re.compile(r"scratch-[a-z0-9_]{8}")
 
 
@@ -39,7 +40,10 @@ def log_sizes(trainer: Trainer) -> dict[str, int]:
             kept = table.with_name(KEPT)
             shutil.copyfile(table, unfinished(kept))
             publish(unfinished(kept), kept)
-    return {path.name: path.stat().st_size for path in _logs(trainer, folder)}
+    logs = _logs(trainer, folder)
+    for log in logs:  # what the checkpoint counts on must outlive a power loss as it does
+        sync(log)
+    return {path.name: path.stat().st_size for path in logs}
 
 
 def rewind(trainer: Trainer, path: Path, checkpoint: dict[str, Any]) -> None:
@@ -56,7 +60,7 @@ def rewind(trainer: Trainer, path: Path, checkpoint: dict[str, Any]) -> None:
     folder = run_folder(trainer)
     if not trainer.is_global_zero or folder.resolve() not in path.resolve().parents:
         return
-    os.utime(path)  # it is the last one now, whatever was saved after it
+    _set_aside(path)
     if SIZES in checkpoint:
         _truncate(trainer, folder, checkpoint[SIZES])
     else:
@@ -69,6 +73,14 @@ def rewind(trainer: Trainer, path: Path, checkpoint: dict[str, Any]) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
             rewind_table(logger, progress["processed"])
+
+
+def _set_aside(path: Path) -> None:
+    """Rename later checkpoints, which `last` would take; they go when the next one is saved."""
+    later = [other for other in checkpoints_in(path.parent) if place_of(other) > place_of(path)]
+    for other in later if path.name.startswith("iteration=") else ():
+        other.rename(other.with_name(other.name + SET_ASIDE))
+        print(f"rlsgd: the run goes back to {path.name}: {other} is set aside", file=sys.stderr)
 
 
 def start_over(trainer: Trainer) -> None:
@@ -90,11 +102,19 @@ def rewind_table(logger: CSVLogger, epochs: int) -> None:
     """
     table = Path(logger.log_dir) / TABLE
     kept = table.with_name(KEPT)
-    found = [lines for lines in (_lines(table), _lines(kept)) if lines]
-    if not found:
+    own, copy = read_table(table), read_table(kept)
+    if not (own or copy):
         return
-    lines = max(found, key=len)  # a crash may have left either of them short
-    rows = [row for row in csv.DictReader(lines) if int(row["epoch"]) < epochs]
+    lines = max(own, copy, key=len)  # a crash may have left either of them short
+    if (cut := _cut(table)) and lines is copy:
+        print(f"rlsgd: {table}: {cut}; its rows come from {KEPT}", file=sys.stderr)
+    elif cut:
+        print(f"rlsgd: {table}: {cut}; left out", file=sys.stderr)
+    rows, epoch = [], 0
+    for row in csv.DictReader(lines):
+        epoch = int(row["epoch"] or epoch)
+        if epoch < epochs:
+            rows.append(row)
     with unfinished(kept).open("w", newline="", encoding="utf-8") as file:
         file.writelines(lines)
     publish(unfinished(kept), kept)
@@ -103,12 +123,34 @@ def rewind_table(logger: CSVLogger, epochs: int) -> None:
     logger.save()
 
 
-def _lines(table: Path) -> list[str]:
-    """Whole lines: the last one may have been cut by a crash."""
-    if not table.exists():
-        return []
-    with table.open(newline="", encoding="utf-8") as file:
-        return [line for line in file if line.endswith("\n")]
+def read_table(table: Path) -> list[str]:
+    """The whole lines with which `metrics.csv` begins.
+
+    A crash cuts the last line; after a power loss the end may be zeros, or anything.
+    """
+    data = table.read_bytes() if table.exists() else b""
+    lines: list[str] = []
+    for line in data.splitlines(keepends=True):
+        try:
+            text = line.decode()
+        except UnicodeDecodeError:
+            break
+        cells = next(csv.reader([text]), [])
+        header = next(csv.reader(lines[:1]), cells)
+        row = dict(zip(header, cells, strict=False))
+        is_whole = text.endswith("\n") and "\0" not in text and len(cells) == len(header)
+        is_epoch = bool(lines) and (row.get("epoch", "") or "0").isdigit()
+        if not is_whole or not (is_epoch or (cells == header and "epoch" in header)):
+            break
+        lines.append(text)
+    return lines
+
+
+def _cut(table: Path) -> str:
+    """What is wrong with the end of a table, in words; empty if nothing is."""
+    whole = sum(len(line.encode()) for line in read_table(table))
+    size = table.stat().st_size if table.exists() else 0
+    return f"the last {size - whole} bytes are no whole rows" if size > whole else ""
 
 
 def _truncate(trainer: Trainer, folder: Path, sizes: dict[str, int]) -> None:
@@ -126,8 +168,8 @@ def _logs(trainer: Trainer, folder: Path) -> list[Path]:
     """The logs of this run: without loggers its folder may be one with other files."""
     logs = [path for path in folder.glob("*.jsonl") if path.is_file() and _begins_a_log(path)]
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger) and Path(logger.log_dir) == folder:
-            logs += folder.glob("events.out.tfevents.*")
+        if isinstance(logger, TensorBoardLogger):
+            logs += Path(logger.log_dir).glob("events.out.tfevents.*")
     return logs
 
 

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import DefaultHelpFormatter
 from rich.console import Console
 
+from rlsgd.core.command import TypedParser, run_command
 from rlsgd.study.arms import Arm, Evaluation, Study, load_study
 from rlsgd.study.evaluations import evaluation_record, evaluation_runs
 from rlsgd.study.expansion import expand_runs
@@ -51,7 +52,14 @@ def main(
         command: What a run launches, with `--config BASE --config OVERLAY` behind it.
         test_command: The same for an evaluation of what a run has trained.
     """
-    arguments = _parser().parse_args(list(argv))
+    return run_command(
+        "study", argv, _parser(), lambda given: _study(given, argv, command, test_command)
+    )
+
+
+def _study(
+    arguments: Any, argv: Sequence[str], command: Sequence[str], test_command: Sequence[str]
+) -> int:
     console = Console()
     try:
         study = load_study(
@@ -75,9 +83,6 @@ def main(
             trained = zip(tests, outcomes, strict=True)
             due = [test for own, end in trained if end.status == "finished" for test in own]
             tested = run_all(due, out, progress, command=test_command, **how)
-    except ValueError as error:
-        print(f"rlsgd study: error: {error}", file=sys.stderr)
-        return 2
     except Interrupted as stop:
         print(f"rlsgd study: stopped by {stop}; run it again to go on", file=sys.stderr)
         return 128 + stop.signum
@@ -105,9 +110,9 @@ def main(
     return int(any(outcome.status == "failed" for outcome in (*outcomes, *tested)))
 
 
-def _parser() -> ArgumentParser:
+def _parser() -> TypedParser:
     keys = "\n\n".join(f"Keys of {what}\n{_arguments(kind)}" for what, kind in _FILE.items())
-    parser = ArgumentParser(
+    parser = TypedParser(
         prog="rlsgd study",
         description=_DESCRIPTION,
         epilog=keys,

@@ -18,6 +18,7 @@ from typing import IO, Protocol
 import yaml
 
 from rlsgd.study.expansion import Run
+from rlsgd.study.orphans import end_orphans, life_lock, record_process
 
 FIT_COMMAND = (sys.executable, "-m", "rlsgd.cli.main", "fit")
 TEST_COMMAND = (*FIT_COMMAND[:-1], "test")
@@ -118,6 +119,7 @@ def run_all(
             monitor.ended(child.run, outcome, skipped=False)
 
     with _exclusive(out), _caught_signals() as caught:
+        end_orphans(out, _GRACE_SECONDS)
         for run in runs:
             done = None if force else _done(run)
             if done is None:
@@ -160,14 +162,17 @@ def _launch(run: Run, command: Sequence[str], environment: dict[str, str]) -> _C
     overlay.write_text(yaml.safe_dump(run.overlay, sort_keys=False), encoding="utf-8")
     log = (run.folder / "log.txt").open("wb")
     # A session of its own: Ctrl-C reaches the study alone, and ending it takes its workers along.
-    process = subprocess.Popen(
-        [*command, "--config", str(run.config), "--config", str(overlay)],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        start_new_session=True,
-    )
+    with life_lock(run.folder) as lock:
+        process = subprocess.Popen(
+            [*command, "--config", str(run.config), "--config", str(overlay)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            pass_fds=[lock.fileno()],
+        )
+    record_process(run.folder, process.pid)
     return _Child(run, process, log, time.monotonic())
 
 

@@ -1,4 +1,6 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +22,8 @@ def train(folder: Path, tmp_path: Path, callback: HFExport, **settings) -> PreTr
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_export_reloads_bit_for_bit(tiny_model: Path, tmp_path: Path, dtype: torch.dtype):
-    policy = train(tiny_model, tmp_path, HFExport(), dtype=dtype)
+    name: Any = str(dtype).removeprefix("torch.")
+    policy = train(tiny_model, tmp_path, HFExport(dtype=name), dtype=dtype)
     reloaded, loading = AutoModelForCausalLM.from_pretrained(
         tmp_path / "hf", output_loading_info=True
     )
@@ -69,3 +72,28 @@ def test_buffers_that_belong_to_the_checkpoint_are_exported(
     tensors = LazyTensors.open(tmp_path / "hf")
     assert tensors["bias_correction"].tolist() == [1.5, 2.5]
     assert "scratch" not in tensors
+
+
+GENERATION = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.1}
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"), [("checkpoint", torch.bfloat16), ("float32", torch.float32)]
+)
+def test_dtype_and_generation_config_are_the_checkpoints_own(
+    option: Any, expected: torch.dtype, tiny_llama: Path, tmp_path: Path
+):
+    base = tmp_path / "base"
+    AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.bfloat16).save_pretrained(base)
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(base)
+    shipped = json.dumps({**GENERATION, "do_sample": True, "eos_token_id": [1, 2]})
+    (base / "generation_config.json").write_text(shipped)
+    policy = train(base, tmp_path, HFExport(dtype=option))
+    hf = tmp_path / "hf"
+    assert (hf / "generation_config.json").read_text() == shipped
+    assert json.loads((hf / "config.json").read_text())["dtype"] == str(expected)[6:]
+    written, trained = LazyTensors.open(hf), dict(policy.named_parameters())
+    for name in written.files:
+        assert written[name].dtype == written.dtype(name) == expected
+        assert torch.equal(written[name], trained[name].to(expected))
+    assert next(AutoModelForCausalLM.from_pretrained(hf).parameters()).dtype == expected

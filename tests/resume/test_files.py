@@ -81,13 +81,20 @@ def test_a_folder_takes_the_place_of_another(tmp_path):
     ]
 
 
-def test_the_newest_is_the_one_that_was_written_last(tmp_path):
-    names = ["iteration=9.ckpt", "iteration=10.ckpt", "iteration=4.ckpt", "epoch=11.ckpt"]
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["iteration=10.ckpt", "iteration=9.ckpt", "iteration=4.ckpt", "epoch=11.ckpt"],
+        ["epoch=10-step=20.ckpt", "epoch=9-step=30.ckpt", "epoch=9-step=3.ckpt", "mine.txt"],
+    ],
+)
+def test_the_newest_is_that_of_the_latest_iteration(names, tmp_path):
+    """By its name: the clock went backwards while these were written."""
     for age, name in enumerate(names):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, ns=(age, age))
     (tmp_path / ".iteration=11.ckpt.writing").touch()
-    assert [path.name for path in checkpoints_in(tmp_path)] == names[2::-1]
+    assert [path.name for path in checkpoints_in(tmp_path)] == names[:3]
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])

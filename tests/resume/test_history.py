@@ -2,14 +2,22 @@
 
 import csv
 import json
-import os
 from pathlib import Path
 
 import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from rlsgd.resume.history import KEPT, SIZES, TABLE, log_sizes, rewind, start_over
+from rlsgd.resume.files import checkpoints_in
+from rlsgd.resume.history import (
+    KEPT,
+    SET_ASIDE,
+    SIZES,
+    TABLE,
+    log_sizes,
+    rewind,
+    start_over,
+)
 
 EPOCHS = 4
 
@@ -122,14 +130,32 @@ def test_a_checkpoint_of_another_folder_touches_nothing(logged, tmp_path_factory
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_the_checkpoint_is_the_newest_now(logged):
+def test_a_run_that_goes_back_sets_later_checkpoints_aside(logged):
     """Else a crash right after would go on from a later one, whose logs are gone."""
     folder, path, checkpoint = logged
-    later = path.with_name("iteration=3.ckpt")
-    later.touch()
-    os.utime(path, (1, 1))
+    (folder / "checkpoints" / "iteration=10.ckpt").touch()
     rewind(make_trainer(folder), path, checkpoint)
-    assert path.stat().st_mtime_ns >= later.stat().st_mtime_ns
+    assert checkpoints_in(path.parent) == [path]
+    assert (folder / "checkpoints" / f"iteration=10.ckpt{SET_ASIDE}").exists()
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 300, b"\0\0\n", b"\xff\xfe\n", b"3,1", b"x,y,z\n"])
+@pytest.mark.parametrize("copy", ["whole", "gone", "broken too"])
+def test_a_table_with_a_broken_end_keeps_its_whole_rows(tail, copy, logged, capsys):
+    """Zeros are what a power loss leaves of blocks that were not written."""
+    folder, path, checkpoint = logged
+    with (folder / TABLE).open("ab") as file:
+        file.write(tail)
+    if copy == "gone":
+        (folder / KEPT).unlink()
+    elif copy == "broken too":
+        (folder / KEPT).write_bytes(tail)
+    rewind(make_trainer(folder), path, checkpoint)
+    assert rows(folder) == expected_rows(2)
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        f"rlsgd: {folder / TABLE}: the last {len(tail)} bytes are no whole rows; left out"
+    ]
 
 
 def test_starting_over_leaves_no_log(logged):
