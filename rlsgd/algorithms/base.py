@@ -20,6 +20,8 @@ from rlsgd.models.loading import (
     resolve_model,
 )
 from rlsgd.models.onednn import use_onednn
+from rlsgd.models.recomputing import recompute_activations
+from rlsgd.models.scoring import prove_scoring
 from rlsgd.models.sharded_loading import load_sharded_policy
 from rlsgd.models.sharding import Sharding
 from rlsgd.models.strategy import FSDP2Strategy
@@ -107,7 +109,7 @@ class PolicyModule(LightningModule):
     def save_activation_memory(self, model: Any) -> None:
         """Let a model of transformers recompute activations if `activation_checkpointing` is on."""
         if self.activation_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_activations(model)
 
     def configure_optimizers(self) -> Any:
         """One optimizer over the policy's parameters."""
@@ -148,6 +150,7 @@ class PolicyModule(LightningModule):
         return optimizer
 
     def on_fit_start(self) -> None:
+        prove_scoring(self.policy)  # on its device, before anything expensive
         if self.subnetwork is not None:
             for optimizer in self.trainer.optimizers:
                 require_no_weight_decay(optimizer)

@@ -17,9 +17,9 @@ from rlsgd.core.types import Rollouts
 from rlsgd.functional.kl import kl_penalty, validate_kl_estimator
 from rlsgd.functional.logprobs import policy_ratio
 from rlsgd.models.onednn import use_onednn
-from rlsgd.models.scoring import completion_logprobs
+from rlsgd.models.prompt_sharing import ShareSetting, settle_sharing
+from rlsgd.models.scoring import completion_logprobs, prove_scoring
 from rlsgd.models.sharded_loading import load_sharded_reference
-from rlsgd.models.shared_prompts import share_prompts
 from rlsgd.rollout.microbatches import computed_tokens, rollout_logprobs, split_rows
 
 
@@ -40,9 +40,9 @@ class RLModule(TokenLossModule):
             `sequence-truncate` or `sequence-mask` (see functional/corrections.py); none is off.
         correction_low: a mask rejects tokens or completions whose ratio is below.
         correction_high: a mask rejects above, truncation lowers the ratio to it.
-        share_prompts: compute the prompt of a group once in the forward and backward of an update,
-            for all of its completions that are in a microbatch, and no padding. The same numbers
-            but for rounding; for models whose attention is sdpa over all of the past.
+        share_prompts: whether the prompt of a group is computed once in the forward and backward of
+            an update, for all of its completions that are in a microbatch, and no padding. The same
+            numbers but for rounding. `auto` tries it out on the model and shares where it holds.
     """
 
     smallest_group: ClassVar[int] = 1
@@ -61,7 +61,7 @@ class RLModule(TokenLossModule):
         correction: str | None = None,
         correction_low: float = 0.5,
         correction_high: float = 2.0,
-        share_prompts: bool = False,
+        share_prompts: ShareSetting = "auto",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -107,9 +107,17 @@ class RLModule(TokenLossModule):
             self.reference = self.rounded(reference)
             if self.onednn:  # the very products of the policy: KL starts at 0
                 use_onednn(self.reference)
-        if self.share_prompts:
-            for model in filter(None, (self.policy, self.reference)):
-                share_prompts(model)
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether policy and reference share prompts, tried out when it is first asked."""
+        return settle_sharing(self.share_prompts, filter(None, (self.policy, self.reference)))
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.reference is not None:
+            prove_scoring(self.reference)
+        _ = self.shares_prompts  # said, or refused, before the first rollout
 
     # ---- what an algorithm defines
 
@@ -197,7 +205,7 @@ class RLModule(TokenLossModule):
 
     def minibatch_rows(self, rollouts: Rollouts, inner_epoch: int) -> list[list[Tensor]]:
         """Row indices of the microbatches of each minibatch of an inner epoch of this rank."""
-        group_size = self.task_data.group_size if self.share_prompts else 1
+        group_size = self.task_data.group_size if self.shares_prompts else 1
         return split_rows(
             computed_tokens(rollouts, group_size),
             minibatches=self.minibatches,

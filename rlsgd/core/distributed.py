@@ -27,6 +27,14 @@ def global_sum(value: Tensor) -> Tensor:
     return value
 
 
+def global_max(value: Tensor) -> Tensor:
+    """Largest over all ranks."""
+    if dist.is_available() and dist.is_initialized():
+        value = value.clone()
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value
+
+
 def gathered(values: list[Any]) -> list[Any]:
     """The lists of all ranks as one, in the order of ranks, on every rank."""
     if not (dist.is_available() and dist.is_initialized()):

@@ -133,6 +133,8 @@ def load_config(folder: str) -> PretrainedConfig:
     """A model's config with every dropout and jitter 0."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     _zero_noise(config)
+    if hasattr(config, "rescale_every"):  # RWKV's, for float16: in eval mode it changes weights
+        config.rescale_every = 0
     return config
 
 

@@ -12,6 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from rlsgd.core.types import Rollouts
+from rlsgd.models.comparing import plain_scores
+from rlsgd.models.fast_paths import fast_path
+
+ONEDNN = "computing linear layers by oneDNN"
 
 
 def use_onednn(model: nn.Module) -> None:
@@ -30,6 +37,21 @@ def use_onednn(model: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             forward: Any = partial(_forward, module)
             module.forward = forward
+
+
+def uses_onednn(model: nn.Module) -> bool:
+    """Whether `use_onednn` was called on the model."""
+    return any(_is_ours(module) for module in model.modules())
+
+
+def _is_ours(module: nn.Module) -> bool:
+    forward = module.__dict__.get("forward")
+    return isinstance(forward, partial) and forward.func is _forward
+
+
+@fast_path(ONEDNN, train_mode=False)
+def _scores(model: PreTrainedModel, batch: Rollouts) -> Tensor:
+    return plain_scores(model, batch)
 
 
 def _forward(module: nn.Linear, inputs: Tensor) -> Tensor:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,34 @@ from transformers import PreTrainedModel
 from rlsgd.core.types import Rollouts
 from rlsgd.functional.head_logprobs import head_logprobs
 from rlsgd.functional.logprobs import token_entropy, token_logprobs
-from rlsgd.models.shared_prompts import pack, shares_prompts
+from rlsgd.models.calling import accepts, call
+from rlsgd.models.fast_paths import choose, fast_path, require
+from rlsgd.models.onednn import ONEDNN, uses_onednn
+from rlsgd.models.plain_head import OWN_HEAD, computing, has_plain_head
+from rlsgd.models.recomputing import RECOMPUTED, recomputes
+from rlsgd.models.shared_prompts import SHARED, pack, shares_prompts
+
+PADDED, ALIGNED = "scoring rows padded on the left", "scoring rows padded on the right"
+DOCUMENTS = "scoring documents in one row"
+LAYOUTS = {
+    PADDED: "",
+    ALIGNED: "its rows are moved to the left for scoring",
+}
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a batch is scored.
+
+    Args:
+        own_head: `head_logprobs` computes the head, not the model.
+        shared: each prompt of the batch is computed once.
+        aligned: rows are moved to the left, so that all padding is on the right.
+    """
+
+    own_head: bool = False
+    shared: bool = False
+    aligned: bool = False
 
 
 def completion_logprobs(
@@ -30,14 +56,99 @@ def completion_logprobs(
     The head sees the positions that predict a completion token and no others, and their logits
     exist for a chunk of tokens at a time, see `head_logprobs`. Position ids count real tokens, so
     padding on either side changes nothing. A model that shares prompts (`share_prompts`) computes
-    each prompt of the batch once.
+    each prompt of the batch once. All of this is tried out on the model before it is used, see
+    `rlsgd.models.fast_paths`.
 
     Returns:
         logprobs [B, T], 0 outside the completion mask and in column 0; and the entropy [B, T]
         likewise, or None. The entropy has a gradient only with `entropy_gradient`.
+
+    Raises:
+        ValueError: the model cannot score rows of a batch.
     """
+    scored = _scored(batch)
+    values = _score_tokens(
+        model,
+        batch,
+        way_of(model, batch),
+        temperature=temperature,
+        with_entropy=with_entropy,
+        entropy_gradient=entropy_gradient,
+    )
+
+    def spread(row: Tensor) -> Tensor:
+        return row.new_zeros(scored.shape).masked_scatter(scored, row)
+
+    if not with_entropy:
+        return spread(values[0]), None
+    return spread(values[0]), spread(values[1] if entropy_gradient else values[1].detach())
+
+
+def way_of(model: PreTrainedModel, batch: Rollouts) -> Way:
+    """How to score a batch: every part of it proven on this model for rows of this length.
+
+    Raises:
+        ValueError: padding, documents or shared prompts change the model's numbers.
+    """
+    length = batch.input_ids.shape[1]
+    own_head = has_plain_head(model)
+    if recomputes(model):
+        fix = "set it to false"
+        flag = "--model.activation_checkpointing true"
+        require(model, RECOMPUTED, flag=flag, fix=fix, length=length)
+    if batch.position_ids is not None:
+        fix = "let every row hold one document"
+        require(model, DOCUMENTS, flag="--data", fix=fix, length=length)
+        return Way(own_head)
+    if shares_prompts(model):
+        flag, fix = "--model.share_prompts true", "set it to false"
+        require(model, SHARED, flag=flag, fix=fix, length=length)
+        return Way(own_head, shared=True)
+    return Way(own_head, aligned=scoring_layout(model, length) == ALIGNED)
+
+
+def prove_scoring(model: PreTrainedModel) -> None:
+    """Try out what every batch of short rows will use: layout, head, and what flags ask for.
+
+    Raises:
+        ValueError: the model computes one of them wrong.
+    """
+    scoring_layout(model, 0)
+    has_plain_head(model)
+    flags = {
+        RECOMPUTED: ("--model.activation_checkpointing true", recomputes(model)),
+        ONEDNN: ("--model.onednn true", uses_onednn(model)),
+    }
+    for name, (flag, is_on) in flags.items():
+        if is_on:
+            require(model, name, flag=flag, fix="set it to false")
+
+
+def scoring_layout(model: PreTrainedModel, length: int) -> str:
+    """`PADDED` or `ALIGNED`, whichever the model computes right for rows of this length."""
+    fix = "a row's numbers would depend on the others of its batch; use another model"
+    return choose(model, LAYOUTS, flag="--model.policy", fix=fix, length=length)
+
+
+def _scored(batch: Rollouts) -> Tensor:
     scored = batch.completion_mask.clone()
     scored[:, 0] = False  # nothing predicts it
+    return scored
+
+
+def _score_tokens(
+    model: PreTrainedModel,
+    batch: Rollouts,
+    way: Way,
+    *,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+    entropy_gradient: bool = False,
+) -> Tensor:
+    """Log-probabilities, and entropy if asked for, of the S scored tokens, row by row: [.., S]."""
+    if way.aligned:
+        batch = aligned(batch)
+    scored = _scored(batch)
     targets = batch.input_ids[scored]  # [S]
 
     def score(inputs: Tensor, head: nn.Module | None = None) -> Tensor:
@@ -61,22 +172,30 @@ def completion_logprobs(
             return logprobs[None]
         return torch.stack([logprobs, entropy if entropy_gradient else entropy.detach()])
 
-    if shares_prompts(model) and batch.position_ids is None and len(targets):
+    if way.shared and len(targets):
         packed = pack(batch, scored)
-        values = _scores(model, lambda predictors: predictors[0], score, **packed)
-    else:
-        values = _scores_row_by_row(model, batch, scored, score)
+        return _scores(model, way.own_head, lambda predictors: predictors[0], score, **packed)
+    return _scores_row_by_row(model, batch, scored, way.own_head, score)
 
-    def spread(row: Tensor) -> Tensor:
-        return row.new_zeros(scored.shape).masked_scatter(scored, row)
 
-    if not with_entropy:
-        return spread(values[0]), None
-    return spread(values[0]), spread(values[1] if entropy_gradient else values[1].detach())
+def aligned(batch: Rollouts) -> Rollouts:
+    """The masks and token ids of a batch with every row moved to the left; padding is 0."""
+    order = batch.attention_mask.long().argsort(dim=1, descending=True, stable=True)
+    mask = batch.attention_mask.gather(1, order)
+    return Rollouts(
+        input_ids=batch.input_ids.gather(1, order) * mask,
+        attention_mask=mask,
+        completion_mask=batch.completion_mask.gather(1, order),
+        truncated=batch.truncated,
+    )
 
 
 def _scores_row_by_row(
-    model: PreTrainedModel, batch: Rollouts, scored: Tensor, score: Callable[..., Tensor]
+    model: PreTrainedModel,
+    batch: Rollouts,
+    scored: Tensor,
+    own_head: bool,
+    score: Callable[..., Tensor],
 ) -> Tensor:
     """Every completion after a prompt of its own.
 
@@ -93,6 +212,7 @@ def _scores_row_by_row(
     kept = scored[:, columns + 1]
     return _scores(
         model,
+        own_head,
         lambda predictors: predictors[kept],
         score,
         input_ids=batch.input_ids[:, :width],
@@ -104,51 +224,75 @@ def _scores_row_by_row(
 
 def _scores(
     model: PreTrainedModel,
+    own_head: bool,
     select: Callable[[Tensor], Tensor],
     score: Callable[..., Tensor],
+    *,
+    logits_to_keep: Tensor,
+    layout: Any = None,
     **inputs: Any,
 ) -> Tensor:
     """Scores [.., S] of the positions that `select` takes from [b, k, ...]."""
-    if not has_plain_head(model):
-        return score(select(model(**inputs, use_cache=False).logits))
+    inputs["use_cache"] = False
+    if accepts(model, "logits_to_keep"):
+        inputs["logits_to_keep"], pick = logits_to_keep, select
+    else:
+
+        def pick(predictors: Tensor) -> Tensor:
+            return select(predictors[:, logits_to_keep])
+
+    def run() -> Tensor:
+        # a model that names no `layout` passes it on to its attention
+        return (model(**inputs, layout=layout) if layout else call(model, **inputs)).logits
+
+    if not own_head:
+        return score(pick(run()))
     head = model.get_output_embeddings()
     # From inside the model's forward, where a sharded head is whole, and out of it as its logits,
     # on whose gradient FSDP waits.
     assert head is not None
-    with _computing(head, lambda hidden: score(select(hidden), head)):
-        return model(**inputs, use_cache=False).logits
+    with computing(head, lambda hidden: score(pick(hidden), head)):
+        return run()
 
 
-_PLAIN_HEADS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+# ---- the paths, each by itself
 
 
-def has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether the logits are what a linear head computes, neither capped nor scaled afterwards.
-
-    Found out by one forward pass of one token, in which the head says numbers that are known.
-    """
-    if model not in _PLAIN_HEADS:
-        head = model.get_output_embeddings()
-        _PLAIN_HEADS[model] = isinstance(head, nn.Linear) and _passes_on(model, head)
-    return _PLAIN_HEADS[model]
+@fast_path(PADDED)
+def _padded(model: PreTrainedModel, batch: Rollouts) -> Tensor:
+    return _score_tokens(model, batch, Way())[0]
 
 
-def _passes_on(model: PreTrainedModel, head: nn.Linear) -> bool:
-    weight = head.weight
-    said = torch.linspace(-99.0, 99.0, len(weight), device=weight.device)[None, None]
-    token = torch.zeros(1, 1, dtype=torch.long, device=weight.device)
-    with torch.no_grad(), _computing(head, lambda hidden: said):
-        return torch.equal(model(input_ids=token, use_cache=False).logits, said)
+@fast_path(ALIGNED)
+def _aligned(model: PreTrainedModel, batch: Rollouts) -> Tensor:
+    return _score_tokens(model, batch, Way(aligned=True))[0]
 
 
-@contextmanager
-def _computing(head: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While inside, calling the head calls `forward`."""
-    own = head.__dict__.get("forward")
-    head.forward = forward
-    try:
-        yield
-    finally:
-        del head.forward
-        if own is not None:
-            head.forward = own
+@fast_path(OWN_HEAD)
+def _own_head(model: PreTrainedModel, batch: Rollouts) -> Tensor:
+    return _score_tokens(model, aligned(batch), Way(own_head=True))[0]
+
+
+@fast_path(SHARED)
+def _shared(model: PreTrainedModel, batch: Rollouts) -> Tensor:
+    return _score_tokens(model, batch, Way(shared=True))[0]
+
+
+@fast_path(RECOMPUTED)
+def _recomputed(model: PreTrainedModel, batch: Rollouts) -> Tensor:
+    return _score_tokens(model, aligned(batch), Way())[0]
+
+
+@fast_path(DOCUMENTS)
+def _documents(model: PreTrainedModel, batch: Rollouts) -> Tensor:
+    rows = aligned(batch)
+    real = rows.attention_mask
+    positions = (real.long().cumsum(1) - 1)[real]
+    packed = Rollouts(
+        input_ids=rows.input_ids[real][None],
+        attention_mask=torch.ones_like(positions, dtype=torch.bool)[None],
+        completion_mask=rows.completion_mask[real][None],
+        truncated=batch.truncated[:1],
+        position_ids=positions[None],
+    )
+    return _score_tokens(model, packed, Way())[0]

@@ -20,8 +20,10 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlsgd.core.types import Rollouts
+from rlsgd.models.calling import class_name
 
 NAME = "shared_prompts"
+SHARED = "sharing prompts"  # in the registry of rlsgd.models.fast_paths
 UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")  # arguments of attention
 
 
@@ -29,6 +31,7 @@ def share_prompts(model: PreTrainedModel) -> None:
     """Let `completion_logprobs` compute each prompt of a batch once with this model.
 
     Everywhere else its attention stays torch's scaled dot product. A second call changes nothing.
+    Whether the model passes what it needs on to its attention shows when it is tried out.
 
     Raises:
         ValueError: its attention is of a kind that this cannot do.
@@ -40,10 +43,16 @@ def share_prompts(model: PreTrainedModel) -> None:
     implementation = model.config._attn_implementation
     if implementation != "sdpa" or kinds != {"full_attention"}:
         raise ValueError(
-            f"--model.share_prompts true: {type(model).__name__} has attention {implementation} of "
+            f"--model.share_prompts true: {class_name(model)} has attention {implementation} of "
             f"{', '.join(sorted(kinds))}; only sdpa of full_attention is supported. Set it to false"
         )
     model.set_attn_implementation(NAME)
+
+
+def unshare_prompts(model: PreTrainedModel) -> None:
+    """Undo `share_prompts`."""
+    if shares_prompts(model):
+        model.set_attn_implementation("sdpa")
 
 
 def shares_prompts(model: PreTrainedModel) -> bool:

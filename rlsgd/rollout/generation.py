@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from rlsgd.core.distributed import global_sum
 from rlsgd.functional.logprobs import draw_tokens, token_logprobs
-from rlsgd.rollout.kv_cache import GenerationCache, attention_by_groups
+from rlsgd.rollout.reading import make_reader
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,13 @@ def generate(
         log-probabilities [b, C], 0 after it, or none.
     """
     device, budget = input_ids.device, decoding.max_completion_tokens
-    mask = attention_mask.long()
-    cache = GenerationCache(policy.config, input_ids.shape[1] + budget - 1)
-    logits = _next_logits(policy, cache, input_ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
-    prompt_of_row = prompt_of_row.to(device)
-    cache.reorder_cache(prompt_of_row)  # pyright: ignore[reportArgumentType]
-    logits, mask = logits[prompt_of_row], mask[prompt_of_row]
-    positions = mask.sum(1, keepdim=True)  # of the next token
-    mask = torch.nn.functional.pad(mask, (0, budget), value=1)
+    reader = make_reader(policy, input_ids, attention_mask, budget)
+    reader.repeat(prompt_of_row.to(device))
 
-    sampled = _Sampled(len(logits), decoding)
+    sampled = _Sampled(len(prompt_of_row), decoding)
     waits = False  # for other ranks, with a row whose tokens nobody needs
     for step in range(1, budget + 1):
+        logits = reader.logits
         tokens = _picked(logits, next(uniforms)[sampled.rows].to(device), decoding.temperature)
         kept = [] if waits else sampled.add(tokens, logits)
         waits = not kept
@@ -82,13 +77,9 @@ def generate(
         if len(kept) < len(tokens):
             kept = kept or [0]
             sampled.rows = sampled.rows[kept]
-            cache.keep(kept, device)
-            index = torch.tensor(kept, device=device)
-            tokens, mask, positions = tokens[index], mask[index], positions[index]
-        seen = mask[:, : input_ids.shape[1] + step]
-        with attention_by_groups():
-            logits = _next_logits(policy, cache, tokens[:, None], seen, positions)
-        positions = positions + 1
+            reader.keep(kept)
+            tokens = tokens[torch.tensor(kept, device=device)]
+        reader.read(tokens)
     completion_ids, logprobs = sampled.all()
     return completion_ids.to(device), None if logprobs is None else logprobs.to(device)
 
@@ -141,17 +132,3 @@ def _picked(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
     if temperature == 0:
         return logits.argmax(-1)
     return draw_tokens(logits, uniforms, temperature=temperature)
-
-
-def _next_logits(
-    policy: PreTrainedModel, cache: GenerationCache, ids: Tensor, mask: Tensor, positions: Tensor
-) -> Tensor:
-    """Logits [b, V] after the last of the tokens [b, t], which the cache takes in."""
-    return policy(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
