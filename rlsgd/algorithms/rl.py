@@ -89,7 +89,7 @@ class RLModule(TokenLossModule):
         self.kl_coef = kl_coef
         self.kl_estimator = kl_estimator
         self.entropy_coef = entropy_coef
-        self.share_prompts = share_prompts
+        self.share_prompts: ShareSetting = share_prompts
         self.token_weights = TokenWeights(
             top_entropy_fraction=top_entropy_fraction,
             correction=correction,

@@ -12,17 +12,17 @@ CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params")
 
 
 def accepts(model: nn.Module, argument: str) -> bool:
-    """Whether the model's forward names this argument."""
-    return argument in inspect.signature(model.forward).parameters
+    """Whether the forward of the model's class names this argument."""
+    return argument in inspect.signature(type(model).forward).parameters
 
 
 def call(model: nn.Module, **inputs: Any) -> Any:
-    """The model's output; arguments that its forward does not name are left out.
+    """The model's output; arguments that its class does not name are left out.
 
     Bloom counts positions from the mask, Mamba has neither positions nor keys: what a model leaves
     out may change its numbers, which `rlsgd.models.fast_paths` finds out.
     """
-    named = inspect.signature(model.forward).parameters
+    named = inspect.signature(type(model).forward).parameters
     return model(**{name: value for name, value in inputs.items() if name in named})
 
 

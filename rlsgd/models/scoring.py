@@ -67,7 +67,7 @@ def completion_logprobs(
         ValueError: the model cannot score rows of a batch.
     """
     scored = _scored(batch)
-    values = _score_tokens(
+    values = score_tokens(
         model,
         batch,
         way_of(model, batch),
@@ -91,6 +91,7 @@ def way_of(model: PreTrainedModel, batch: Rollouts) -> Way:
         ValueError: padding, documents or shared prompts change the model's numbers.
     """
     length = batch.input_ids.shape[1]
+    layout = scoring_layout(model, length) if batch.position_ids is None else PADDED
     own_head = has_plain_head(model)
     if recomputes(model):
         fix = "set it to false"
@@ -104,7 +105,7 @@ def way_of(model: PreTrainedModel, batch: Rollouts) -> Way:
         flag, fix = "--model.share_prompts true", "set it to false"
         require(model, SHARED, flag=flag, fix=fix, length=length)
         return Way(own_head, shared=True)
-    return Way(own_head, aligned=scoring_layout(model, length) == ALIGNED)
+    return Way(own_head, aligned=layout == ALIGNED)
 
 
 def prove_scoring(model: PreTrainedModel) -> None:
@@ -126,7 +127,7 @@ def prove_scoring(model: PreTrainedModel) -> None:
 
 def scoring_layout(model: PreTrainedModel, length: int) -> str:
     """`PADDED` or `ALIGNED`, whichever the model computes right for rows of this length."""
-    fix = "a row's numbers would depend on the others of its batch; use another model"
+    fix = "a row's numbers depend on chance, on the others of its batch or on the mode of the model"
     return choose(model, LAYOUTS, flag="--model.policy", fix=fix, length=length)
 
 
@@ -136,7 +137,7 @@ def _scored(batch: Rollouts) -> Tensor:
     return scored
 
 
-def _score_tokens(
+def score_tokens(
     model: PreTrainedModel,
     batch: Rollouts,
     way: Way,
@@ -234,12 +235,12 @@ def _scores(
 ) -> Tensor:
     """Scores [.., S] of the positions that `select` takes from [b, k, ...]."""
     inputs["use_cache"] = False
-    if accepts(model, "logits_to_keep"):
-        inputs["logits_to_keep"], pick = logits_to_keep, select
-    else:
+    keeps_few = accepts(model, "logits_to_keep")
+    if keeps_few:
+        inputs["logits_to_keep"] = logits_to_keep
 
-        def pick(predictors: Tensor) -> Tensor:
-            return select(predictors[:, logits_to_keep])
+    def pick(predictors: Tensor) -> Tensor:
+        return select(predictors if keeps_few else predictors[:, logits_to_keep])
 
     def run() -> Tensor:
         # a model that names no `layout` passes it on to its attention
@@ -260,27 +261,27 @@ def _scores(
 
 @fast_path(PADDED)
 def _padded(model: PreTrainedModel, batch: Rollouts) -> Tensor:
-    return _score_tokens(model, batch, Way())[0]
+    return score_tokens(model, batch, Way())[0]
 
 
 @fast_path(ALIGNED)
 def _aligned(model: PreTrainedModel, batch: Rollouts) -> Tensor:
-    return _score_tokens(model, batch, Way(aligned=True))[0]
+    return score_tokens(model, batch, Way(aligned=True))[0]
 
 
 @fast_path(OWN_HEAD)
 def _own_head(model: PreTrainedModel, batch: Rollouts) -> Tensor:
-    return _score_tokens(model, aligned(batch), Way(own_head=True))[0]
+    return score_tokens(model, aligned(batch), Way(own_head=True))[0]
 
 
 @fast_path(SHARED)
 def _shared(model: PreTrainedModel, batch: Rollouts) -> Tensor:
-    return _score_tokens(model, batch, Way(shared=True))[0]
+    return score_tokens(model, batch, Way(shared=True))[0]
 
 
 @fast_path(RECOMPUTED)
 def _recomputed(model: PreTrainedModel, batch: Rollouts) -> Tensor:
-    return _score_tokens(model, aligned(batch), Way())[0]
+    return score_tokens(model, aligned(batch), Way())[0]
 
 
 @fast_path(DOCUMENTS)
@@ -295,4 +296,4 @@ def _documents(model: PreTrainedModel, batch: Rollouts) -> Tensor:
         truncated=batch.truncated[:1],
         position_ids=positions[None],
     )
-    return _score_tokens(model, packed, Way())[0]
+    return score_tokens(model, packed, Way())[0]

@@ -144,21 +144,21 @@ class UncachedReader:
         return logits[rows, place if accepts(self.policy, "logits_to_keep") else self.lengths - 1]
 
 
-def make_reader(
-    policy: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, budget: int
-) -> Reader:
-    """The reader that computes this model right, tried out for rows of this length at most.
+def prove_sampling(policy: PreTrainedModel, length: int = 0) -> str:
+    """`CACHED` or `UNCACHED`, whichever the model computes right for rows of this length at most.
 
     Raises:
         ValueError: the model's distribution of a token depends on later tokens or on other rows.
     """
-    kind = choose(
-        policy,
-        READERS,
-        flag="--model.policy",
-        fix="it cannot be sampled in batches; use another model, or shorter completions",
-        length=input_ids.shape[1] + budget,
-    )
+    fix = "it cannot be sampled in batches; use another model, or shorter prompts and completions"
+    return choose(policy, READERS, flag="--model.policy", fix=fix, length=length)
+
+
+def make_reader(
+    policy: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, budget: int
+) -> Reader:
+    """The reader that computes this model right, see `prove_sampling`."""
+    kind = prove_sampling(policy, input_ids.shape[1] + budget)
     make = CachedReader if kind == CACHED else UncachedReader
     return make(policy, input_ids, attention_mask, budget)
 

@@ -13,6 +13,7 @@ from transformers import Gemma3TextConfig, Lfm2Config, PreTrainedModel
 from rlsgd.core.types import Rollouts
 from rlsgd.models.loading import load_policy
 from rlsgd.models.scoring import completion_logprobs
+from rlsgd.rollout.reading import prove_sampling
 from rlsgd.rollout.sampler import HFSampler, left_pad
 from tests.helpers.tiny_models import EOS, LLAMA, PAD, save_tiny
 
@@ -73,6 +74,7 @@ def llama(tiny_llama: Path) -> PreTrainedModel:
 @contextmanager
 def fed(policy: PreTrainedModel) -> Iterator[list[tuple[int, ...]]]:
     """The shapes of the token ids that the model is called with."""
+    prove_sampling(policy)
     shapes: list[tuple[int, ...]] = []
     embedding: Any = policy.get_input_embeddings()
     hook = embedding.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
