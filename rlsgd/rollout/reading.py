@@ -189,7 +189,7 @@ def _scores(
         model, prompts, batch.attention_mask[leaders, :start], completions.shape[1]
     )
     reader.repeat(group.to(prompts.device))
-    rows, found = torch.arange(len(batch)), torch.zeros(alive.shape)
+    rows, found = torch.arange(len(batch)), torch.zeros(alive.shape, dtype=torch.float32)
     for step in range(completions.shape[1]):
         tokens = completions[rows.to(completions.device), step]
         logprobs = reader.logits.float().log_softmax(-1).gather(1, tokens[:, None])

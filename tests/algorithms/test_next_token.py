@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from rlsgd.algorithms import NextToken
 from rlsgd.data import TextDataModule
+from rlsgd.models.loading import load_policy
 from rlsgd.optimizers.schedulers import WarmupCosine
 from tests.algorithms.setups import make_trainer
 
@@ -181,7 +182,7 @@ def test_too_long_blocks_are_refused(make_data, tiny_llama_untied, tmp_path):
 def test_a_model_that_mixes_documents_is_refused(make_data, tiny_llama_untied, tmp_path):
     """Attention that ignores where documents begin, as in recurrent models."""
     module = NextToken(policy=str(tiny_llama_untied))
-    module.policy = AutoModelForCausalLM.from_pretrained(tiny_llama_untied)
+    module.policy = load_policy(str(tiny_llama_untied))
     forward = module.policy.forward
 
     def mixing(*args, position_ids=None, **kwargs):
