@@ -49,7 +49,7 @@ def test_first_ratio_is_exactly_1(tiny_model, tmp_path, precision):
 
 def test_one_step_is_weights_minus_rate_times_gradient(tiny_llama, tmp_path):
     """Bit for bit: the rate is a power of 2, so that its product with the gradient is exact."""
-    module = make_module(GRPO, tiny_llama, temperature=0.6, share_prompts=False)
+    module = make_module(GRPO, tiny_llama, temperature=0.6)
     _, spy = fit(module, tiny_llama, tmp_path)
     (batch,) = spy.batches
     assert batch.advantages.abs().max() > 0.1
