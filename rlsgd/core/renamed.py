@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 RENAMED = {
     "rlsgd.problems": "rlsgd.core.problems",
@@ -36,6 +37,12 @@ RENAMED = {
     "rlsgd.rollout.vllm_server": "rlsgd.rollout.vllm.server",
     "rlsgd.rollout.vllm_transfer": "rlsgd.rollout.vllm.transfer",
     "rlsgd.rollout.vllm_worker": "rlsgd.rollout.vllm.worker",
+    "rlsgd.rewards.sandbox_confine": "rlsgd.rewards.sandbox.confine",
+    "rlsgd.rewards.sandbox_container": "rlsgd.rewards.sandbox.container",
+    "rlsgd.rewards.sandbox_filter": "rlsgd.rewards.sandbox.filter",
+    "rlsgd.rewards.sandbox_inside": "rlsgd.rewards.sandbox.inside",
+    "rlsgd.rewards.sandbox_landlock": "rlsgd.rewards.sandbox.landlock",
+    "rlsgd.rewards.sandbox_session": "rlsgd.rewards.sandbox.session",
     "rlsgd.evaluation": "rlsgd.algorithms.evaluation",
     "rlsgd.training_cli": "rlsgd.cli.training",
     "rlsgd.delta_command": "rlsgd.deltas.command",
@@ -67,6 +74,29 @@ class RenamedModules(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         """Nothing: the module has run under its name of today, whose spec it keeps."""
         module.__spec__ = self.spec
+
+
+def moved_names(package: str, module: str, names: str) -> Callable[[str], Any]:
+    """`__getattr__` of a package that was a module: finds its old names in `module`, and warns.
+
+    Args:
+        package: Import path of the package.
+        module: Import path of the module that holds the names now.
+        names: The old names, separated by spaces.
+    """
+    old = set(names.split())
+
+    def get(name: str) -> Any:
+        if name not in old:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        warnings.warn(
+            f"{package}.{name} is now {module}.{name}; the old name goes with 0.3",
+            FutureWarning,
+            stacklevel=2,
+        )
+        return getattr(import_module(module), name)
+
+    return get
 
 
 def install() -> None:
