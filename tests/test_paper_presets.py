@@ -254,7 +254,7 @@ def test_published_numbers_stand_for_what_the_study_measures(table):
         assert {row.arm for row in tables[0].rows} == {arm.name for arm in study.arms}
 
 
-METRICS = {"accuracy", "pass@1", "pass@10", "within_1e-5", "unchanged_bf16"}
+METRICS = {"accuracy", "pass@1", "pass@10", "bf16_difference_isclose_1e-5", "unchanged_bf16"}
 METRICS.add("effective_rank_percent")
 
 

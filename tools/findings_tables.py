@@ -17,6 +17,7 @@ from rlsgd.study.summary import (
 )
 
 DOCS = Path("docs")
+MINUS = "\N{MINUS SIGN}"
 
 
 @cache
@@ -44,7 +45,7 @@ def shown(found: Estimate, factor: float, digits: int, *, sign: bool = False, sp
     text = f"{factor * found.mean:{'+' if sign else ''}z.{digits}f}"
     if spread and found.half_width is not None:
         text += f" ± {factor * found.half_width:.{digits}f}"
-    return text.replace("-", "−")
+    return text.replace("-", MINUS)
 
 
 @dataclass(frozen=True)

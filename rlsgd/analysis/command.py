@@ -15,6 +15,7 @@ from rlsgd.analysis.comparison import Comparison
 from rlsgd.analysis.tensor_update import RELATIVE, Measures
 from rlsgd.core.command import TypedParser, run_command
 from rlsgd.core.layer_kinds import heatmap
+from rlsgd.functional.updates import ISCLOSE
 
 _DESCRIPTION = (
     "Compare checkpoints with the one they were tuned from: how many weights changed, how far, of "
@@ -174,6 +175,8 @@ def _print_tuned(console: Console, tuned: dict[str, Any], record: dict[str, Any]
         f"stored as: BASE {_dtypes(record['base'])}, TUNED {_dtypes(tuned)}; BASE is rounded to "
         "TUNED's dtype, differences are float32",
         f"|w - w0| at most {tolerances}",
+        f"difference in bf16: isclose to 0 at 1e-5 (arXiv:2602.07729) {100 * total[ISCLOSE]:.4g} %,"
+        f" exactly 0 {100 * total['bf16_difference_zero']:.4g} %",
         f"|w - w0| at most {RELATIVE.removeprefix('unchanged_relative_')} of the larger: "
         f"{100 * total[RELATIVE]:.4g} %",
         "changed, for the overlaps: not equal in bf16; masks hold "

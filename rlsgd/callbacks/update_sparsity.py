@@ -23,9 +23,11 @@ from rlsgd.functional.updates import SparsityCounts, count_unchanged
 class UpdateSparsity(UpdateCallback):
     """Share of unchanged weights since the start, and over the epoch's last optimizer step.
 
-    Three measures, since the number means nothing without one: exactly equal in float32, equal
-    after rounding both to bfloat16, and |weight - initial| <= tolerance for each tolerance
-    (arXiv:2602.07729 uses 1e-5). A tied weight counts once, a frozen one as unchanged. Beside them
+    Four measures, since the number means nothing without one: exactly equal in float32; equal
+    after rounding both to bfloat16; |weight - initial| <= tolerance for each tolerance, in float32;
+    and the one of arXiv:2602.07729's authors, `torch.isclose` of the bfloat16 difference to 0 at
+    1e-5, as `bf16_difference_isclose_1e-5` (its exact zeros as `bf16_difference_zero`). A tied
+    weight counts once, a frozen one as unchanged. Beside them
     `displacement` ||w - w0||_2 and `relative_displacement` ||w - w0||_2 / ||w0||_2, summed in
     float64. Logged as `update/...` (whole model), `update_kind/...`, `update_step/...`, a heatmap
     of layers x kinds, and in full, by layer and tensor, in `update_sparsity.jsonl`.

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 TOLERANCES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
+ISCLOSE = "bf16_difference_isclose_1e-5"
+ISCLOSE_ATOL = float(torch.tensor(1e-5, dtype=torch.bfloat16))  # 1.00136e-5
 CHUNK = 1 << 22  # entries that are held in float64 at a time: 32 MiB
 CACHED = 1 << 17  # entries whose temporaries stay in a CPU's cache; whole ones cost ten times more
 ROWS = 512  # rows that a product in float64 takes at a time
@@ -31,6 +33,8 @@ class SparsityCounts:
         within: by tolerance, entries that moved by at most it; float32 difference.
         squared_displacement: sum of (weight - initial)^2 in float64.
         squared_initial: sum of initial^2 in float64.
+        bf16_isclose: entries that `bf16_isclose` takes for unchanged.
+        bf16_zero: entries whose bfloat16 difference is exactly 0.
     """
 
     numel: int = 0
@@ -39,6 +43,8 @@ class SparsityCounts:
     within: dict[str, int | Tensor] = field(default_factory=dict)
     squared_displacement: float | Tensor = 0.0
     squared_initial: float | Tensor = 0.0
+    bf16_isclose: int | Tensor = 0
+    bf16_zero: int | Tensor = 0
 
     def __add__(self, other: SparsityCounts) -> SparsityCounts:
         if self.numel and other.numel and self.within.keys() != other.within.keys():
@@ -54,6 +60,8 @@ class SparsityCounts:
             {key: self.within.get(key, 0) + other.within.get(key, 0) for key in tolerances},
             self.squared_displacement + other.squared_displacement,
             self.squared_initial + other.squared_initial,
+            self.bf16_isclose + other.bf16_isclose,
+            self.bf16_zero + other.bf16_zero,
         )
 
     def as_numbers(self) -> SparsityCounts:
@@ -68,14 +76,19 @@ class SparsityCounts:
             {key: int(count) for key, count in self.within.items()},
             float(self.squared_displacement),
             float(self.squared_initial),
+            int(self.bf16_isclose),
+            int(self.bf16_zero),
         )
 
     def fractions(self) -> dict[str, float]:
-        """`unchanged_fp32`, `unchanged_bf16` and `within_<tolerance>`, each in [0, 1]."""
+        """`unchanged_fp32`, `unchanged_bf16`, `within_<tolerance>`, and the measure of
+        arXiv:2602.07729 as `bf16_difference_isclose_1e-5` and `_zero`; each in [0, 1].
+        """
         if not self.numel:
             raise ValueError("no entries were counted, so there is no fraction of them")
         counts = {"unchanged_fp32": self.unchanged_fp32, "unchanged_bf16": self.unchanged_bf16}
         counts |= {f"within_{key}": count for key, count in self.within.items()}
+        counts |= {ISCLOSE: self.bf16_isclose, "bf16_difference_zero": self.bf16_zero}
         return {name: int(count) / self.numel for name, count in counts.items()}
 
     def distances(self) -> dict[str, float]:
@@ -115,7 +128,7 @@ def count_unchanged(
         )
     pairs = zip(_chunks(weight), _chunks(initial), strict=True)
     counts = torch.stack([_count_chunk(w, w0, tolerances) for w, w0 in pairs]).sum(dim=0)
-    equal_fp32, equal_bf16, *within, squared_displacement, squared_initial = counts
+    equal_fp32, equal_bf16, isclose, zero, *within, squared_displacement, squared_initial = counts
     return SparsityCounts(
         weight.numel(),
         equal_fp32,
@@ -123,11 +136,30 @@ def count_unchanged(
         dict(zip(map(_tolerance_key, tolerances), within, strict=True)),
         squared_displacement,
         squared_initial,
+        isclose,
+        zero,
     )
 
 
+def bf16_isclose(weight: Tensor, initial: Tensor) -> Tensor:
+    """Entries that the measure of arXiv:2602.07729 counts as unchanged, bool of the same shape.
+
+    As in the authors' earlier public code: both are loaded in bfloat16, their difference is taken
+    in bfloat16, and `torch.isclose(difference, 0, atol=1e-5)` compares in bfloat16 too, where the
+    tolerance is 1.00136e-5. A weight above 2^-9 = 0.002 has no bfloat16 neighbour as near as that,
+    so for it this is equality in bfloat16; a smaller one may have moved by a few numbers.
+
+    Args:
+        weight: any shape and floating dtype, now.
+        initial: same shape, at the start.
+    """
+    difference = weight.bfloat16() - initial.bfloat16()
+    return difference.abs().float() <= ISCLOSE_ATOL
+
+
 def _count_chunk(weight: Tensor, initial: Tensor, tolerances: Sequence[float]) -> Tensor:
-    """[4 + T] float64: equal entries in float32 and bfloat16, within each tolerance, two squares.
+    """[6 + T] float64: entries equal in float32 and bfloat16, close and 0 by their bfloat16
+    difference, within each tolerance; two sums of squares.
 
     Flags are 1.0 and 0.0, not booleans: several times faster to write and add, and a sum of fewer
     than 2^24 of them is exact in float32.
@@ -135,13 +167,17 @@ def _count_chunk(weight: Tensor, initial: Tensor, tolerances: Sequence[float]) -
     now, before = weight.float(), initial.float()
     flags = torch.empty_like(now)
     equal_fp32 = torch.eq(now, before, out=flags).sum()
-    equal_bf16 = torch.eq(now.bfloat16().float(), before.bfloat16().float(), out=flags).sum()
+    now_bf16, before_bf16 = now.bfloat16(), before.bfloat16()
+    equal_bf16 = torch.eq(now_bf16.float(), before_bf16.float(), out=flags).sum()
+    difference = (now_bf16 - before_bf16).abs_().float()
+    isclose = torch.le(difference, ISCLOSE_ATOL, out=flags).sum()
+    zero = torch.eq(difference, 0.0, out=flags).sum()
     distance = (now - before).abs_()
     within = [torch.le(distance, tolerance, out=flags).sum() for tolerance in tolerances]
     exact = initial.double()
     move = weight.double() - exact
     squares = torch.dot(move, move), torch.dot(exact, exact)
-    return torch.stack([equal_fp32, equal_bf16, *within, *squares])
+    return torch.stack([equal_fp32, equal_bf16, isclose, zero, *within, *squares])
 
 
 def _chunks(tensor: Tensor) -> tuple[Tensor, ...]:

@@ -27,6 +27,7 @@ UPDATE = (
     "unchanged_fp32",
     "unchanged_bf16",
     "within_1e-5",
+    "bf16_difference_isclose_1e-5",
     "effective_rank",
     "effective_rank_percent",
 )

@@ -141,6 +141,8 @@ def test_the_file_has_every_layer_and_tensor(tiny_llama: Path, script: list[Edit
             "unchanged_fp32": 1 - 19 / NUMEL,
             "unchanged_bf16": 1 - 8 / NUMEL,
             "within_1e-5": 1 - 15 / NUMEL,
+            "bf16_difference_isclose_1e-5": 1 - 8 / NUMEL,
+            "bf16_difference_zero": 1 - 8 / NUMEL,
             "displacement": values(tmp_path, "update/displacement")[1],
             "relative_displacement": values(tmp_path, "update/relative_displacement")[1],
         }

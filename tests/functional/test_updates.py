@@ -6,6 +6,7 @@ import torch
 from rlsgd.functional.updates import (
     SparsityCounts,
     all_finite,
+    bf16_isclose,
     count_unchanged,
     effective_rank,
     rank_is_certain,
@@ -40,6 +41,8 @@ def test_exactly_k_changed_entries(changed):
     assert fractions.keys() == {
         "unchanged_fp32",
         "unchanged_bf16",
+        "bf16_difference_isclose_1e-5",
+        "bf16_difference_zero",
         "within_1e-8",
         "within_1e-7",
         "within_1e-6",
@@ -64,6 +67,8 @@ def test_counts_do_not_depend_on_the_chunks(dtype, monkeypatch):
     expected = {
         "unchanged_fp32": int((now == then).sum()),
         "unchanged_bf16": int((now.bfloat16() == then.bfloat16()).sum()),
+        "bf16_difference_isclose_1e-5": int(authors_unchanged(now, then).sum()),
+        "bf16_difference_zero": int((now.bfloat16() - then.bfloat16() == 0).sum()),
     }
     for tolerance in (1e-8, 1e-7, 1e-6, 1e-5, 1e-4):
         key = f"within_1e-{round(-math.log10(tolerance))}"
@@ -84,12 +89,36 @@ def test_tolerances_and_dtypes_by_hand():
     assert {name: fraction * 6 for name, fraction in counts.fractions().items()} == {
         "unchanged_fp32": 1,
         "unchanged_bf16": 5,  # 2^-9 is below half a step
+        "bf16_difference_isclose_1e-5": 5,
+        "bf16_difference_zero": 5,
         "within_1e-8": 1,
         "within_1e-7": 1,
         "within_1e-6": 2,
         "within_1e-5": 3,
         "within_1e-4": 4,
     }
+
+
+def authors_unchanged(weight, initial):
+    """As the public code of arXiv:2602.07729's authors counts, written here once more."""
+    delta = weight.to(torch.bfloat16) - initial.to(torch.bfloat16)
+    return torch.isclose(delta, torch.zeros_like(delta), atol=1e-5)
+
+
+def test_the_authors_measure_on_every_pair_of_neighbouring_bfloat16_numbers():
+    """Bit for bit, at the tolerance's own rounding: bf16(1e-5) is 1.00136e-5, and inclusive."""
+    numbers = torch.arange(0x0000, 0x7F80, dtype=torch.int16).view(torch.bfloat16)
+    for steps in (1, 2, 3, 7, 50, 1000):
+        weight, initial = numbers[steps:], numbers[:-steps]
+        expected = authors_unchanged(weight, initial)
+        assert 0 < int(expected.sum()) < len(weight)
+        assert torch.equal(bf16_isclose(weight.float(), initial.float()), expected)
+        counts = count_unchanged(weight.float(), initial.float())
+        assert int(counts.bf16_isclose) == int(expected.sum()) and int(counts.bf16_zero) == 0
+    edge = torch.tensor([1e-5], dtype=torch.bfloat16)
+    assert f"{float(edge):.5e}" == "1.00136e-05"
+    around = torch.stack([edge, torch.nextafter(edge, torch.ones_like(edge))]).squeeze(1)
+    assert bf16_isclose(around, torch.zeros(2)).tolist() == [True, False]
 
 
 def test_small_weights_show_in_bfloat16_what_large_ones_hide():

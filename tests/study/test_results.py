@@ -35,6 +35,7 @@ NO_CRITIC = (
     "unchanged_fp32",
     "unchanged_bf16",
     "within_1e-5",
+    "bf16_difference_isclose_1e-5",
     "effective_rank",
     "effective_rank_percent",
 )
@@ -75,6 +76,7 @@ def test_the_record_of_a_run_by_value(study, run):
             "unchanged_fp32": 0.25,
             "unchanged_bf16": 0.625,
             "within_1e-5": 0.5,
+            "bf16_difference_isclose_1e-5": None,
             "effective_rank": 5.5,
             "effective_rank_percent": 11.0,
         },
