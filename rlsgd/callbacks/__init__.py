@@ -7,6 +7,7 @@ from rlsgd.callbacks.effective_rank import EffectiveRank
 from rlsgd.callbacks.evaluation_report import EvaluationReport
 from rlsgd.callbacks.export import HFExport
 from rlsgd.callbacks.memory import Memory
+from rlsgd.callbacks.noise_scale import NoiseScale
 from rlsgd.callbacks.optimizer_dynamics import OptimizerDynamics
 from rlsgd.callbacks.progress import IterationProgress
 from rlsgd.callbacks.step_visibility import StepVisibility
@@ -21,6 +22,7 @@ __all__ = [
     "HFExport",
     "IterationProgress",
     "Memory",
+    "NoiseScale",
     "OptimizerDynamics",
     "StepVisibility",
     "UpdateSparsity",
