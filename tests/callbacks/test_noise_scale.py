@@ -48,7 +48,7 @@ def fit(tmp_path, callback, batches, **settings):
 
 
 def test_every_number_by_hand(tmp_path):
-    """Gradients before clipping. Both steps have G = (2, 2) and microbatches of 2 and 4 rows. Step 1:
+    """Gradients before clipping. Both steps have G = (2, 2), microbatches of 2 and 4 rows. Step 1:
     means (2, 0) and (2, 3), tr = 2 * 4 + 4 * 1. Step 2: (0, 6) and (3, 0), tr = 2 * 20 + 4 * 5.
     """
     fit(tmp_path, NoiseScale(), [FIRST, SECOND])
