@@ -24,6 +24,7 @@ EMBEDDED = Path(__file__).parents[1] / "assets" / "embedded"
 PREPARED_BY = {
     "smollm2-135m-instruct": "tools/prepare_smollm2.py",
     "small-text-llama": "tools/prepare_text.py",
+    "embedded-bf16": "tools/prepare_on_grid.py",
     **dict.fromkeys(("llama-c4-130m", "llama-c4-350m", "llama-c4-1b"), "tools/prepare_c4.py"),
 }
 
