@@ -20,6 +20,7 @@ commands:
   test       the same on the test problems; --model.eval_samples 8 adds avg@8, pass@k, majority@8
   predict    write greedy completions of the test problems to predictions.jsonl
   analyze    what tuning did to a checkpoint's weights: rlsgd analyze BASE TUNED
+  predict-sparsity  the unchanged share to expect of an update of a given length
   data       fetch, check and clean the papers' data sets: rlsgd data list
   delta      what changed between two checkpoints, as a small exact file: rlsgd delta --help
   memory     what training takes of memory and network: rlsgd memory --model qwen3-1.7b
@@ -33,6 +34,7 @@ rlsgd COMMAND --debug shows where an error comes from.
 COMMANDS = {
     "study": "rlsgd.study.command",
     "analyze": "rlsgd.analysis.command",
+    "predict-sparsity": "rlsgd.analysis.predict_sparsity",
     "data": "rlsgd.preparation.command",
     "delta": "rlsgd.deltas.command",
     "memory": "rlsgd.planner.command",

@@ -2,8 +2,8 @@
 
 A weight on a bfloat16 number changes its view if it moves by more than half an ulp, one at a random
 place between two numbers with probability min(1, |move| / ulp). If the N weights of an update of
-length D move like N(0, D^2 / N), the shares follow from the weights before and D. Where some move
-more than others by a known pattern (a pilot's update, say), each weight has a size of its own.
+length D move like N(0, D^2 / N), the shares follow from the weights before and D. Where it is known
+how far each moves, as from a pilot's update times a factor, they follow from that.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def unchanged_on_grid(ulp: Tensor, size: Tensor) -> Tensor:
 
     Args:
         ulp: distance of bfloat16 numbers at the weight, any shape.
-        size: standard deviation of the move, broadcastable; 0 leaves it unchanged.
+        size: standard deviation of the move, broadcastable, above 0.
     """
     return torch.erf(ulp / (2 * math.sqrt(2) * size))
 
@@ -39,25 +39,46 @@ def unchanged_off_grid(ulp: Tensor, size: Tensor) -> Tensor:
     return torch.erf(ratio / math.sqrt(2)) - lost
 
 
-def expected_unchanged(weight: Tensor, size: Tensor | float) -> Tensor:
-    """How many entries of a tensor to expect unchanged in bfloat16, [] float64.
+def expected_unchanged(weight: Tensor, size: float) -> Tensor:
+    """How many entries of a tensor to expect unchanged in bfloat16, [] float64, if all move alike.
 
     Each entry is taken by the law of where it lies, on a bfloat16 number or between two.
 
     Args:
         weight: before, any shape and floating dtype, finite.
-        size: standard deviation of the moves: one for all, or of the same shape.
+        size: standard deviation of the moves; 0 moves nothing.
     """
-    sizes = torch.as_tensor(size, dtype=torch.float64, device=weight.device).expand(weight.shape)
-    pairs = zip(weight.reshape(-1).split(CHUNK), sizes.reshape(-1).split(CHUNK), strict=True)
-    return torch.stack([_expected(w.float(), s) for w, s in pairs]).sum()
+    if not size:
+        return torch.tensor(float(weight.numel()), dtype=torch.float64)
+    sizes = torch.tensor(size, dtype=torch.float64, device=weight.device)
+    total = torch.zeros((), dtype=torch.float64, device=weight.device)
+    for part in weight.reshape(-1).split(CHUNK):
+        ulp, on_grid = _place(part.float())
+        total += torch.where(
+            on_grid, unchanged_on_grid(ulp, sizes), unchanged_off_grid(ulp, sizes)
+        ).sum()
+    return total
 
 
-def _expected(weight: Tensor, size: Tensor) -> Tensor:
-    ulp = 2 * half_ulp_bf16(weight)
-    on_grid = weight == weight.bfloat16().float()
-    probability = torch.where(on_grid, unchanged_on_grid(ulp, size), unchanged_off_grid(ulp, size))
-    return torch.where(size > 0, probability, 1.0).sum()
+def unchanged_after(weight: Tensor, distance: Tensor) -> Tensor:
+    """The same where each entry's move is known but for its direction, [] float64.
+
+    Args:
+        weight: before, any shape and floating dtype, finite.
+        distance: same shape, |move|.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=weight.device)
+    pairs = zip(weight.reshape(-1).split(CHUNK), distance.reshape(-1).split(CHUNK), strict=True)
+    for part, moved in pairs:
+        ulp, on_grid = _place(part.float())
+        far = moved.double() / ulp
+        total += torch.where(on_grid, (far <= 0.5).double(), (1 - far).clamp(min=0)).sum()
+    return total
+
+
+def _place(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance of bfloat16 numbers at each weight, and whether it is one."""
+    return 2 * half_ulp_bf16(weight), weight == weight.bfloat16().float()
 
 
 def within_tolerance(tolerance: float, size: float) -> float:

@@ -1,4 +1,4 @@
-"""Law 2 against counted moves: on the bfloat16 grid, off it, and with a size for each weight."""
+"""Law 2 against counted moves: on the bfloat16 grid, off it, and where every move is known."""
 
 import math
 
@@ -7,6 +7,7 @@ import torch
 
 from rlsgd.functional.predicted_sparsity import (
     expected_unchanged,
+    unchanged_after,
     unchanged_off_grid,
     unchanged_on_grid,
     within_tolerance,
@@ -21,7 +22,7 @@ def weights(*, on_grid: bool) -> torch.Tensor:
     return drawn.bfloat16().float() if on_grid else drawn
 
 
-def counted(weight: torch.Tensor, size: torch.Tensor | float) -> float:
+def counted(weight: torch.Tensor, size: float) -> float:
     move = size * torch.randn(N, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     after = (weight.double() + move).float()
     return count_unchanged(after, weight).fractions()["unchanged_bf16"]
@@ -37,12 +38,16 @@ def test_the_expected_share_is_the_counted_one(on_grid, size):
     assert expected == pytest.approx(counted(weight, size), abs=0.004)
 
 
-def test_a_size_for_each_weight():
-    weight, size = weights(on_grid=True), torch.logspace(-7, -2, N, dtype=torch.float64)
-    expected = float(expected_unchanged(weight, size)) / N
-    assert expected == pytest.approx(counted(weight, size), abs=0.004)
-    alike = float(expected_unchanged(weight, float(size.square().mean().sqrt()))) / N
-    assert abs(alike - expected) > 0.2
+@pytest.mark.parametrize("on_grid", [True, False])
+def test_moves_that_are_known(on_grid):
+    """Lengths over five decades, whose directions alone are drawn."""
+    weight, distance = weights(on_grid=on_grid), torch.logspace(-7, -2, N, dtype=torch.float64)
+    signs = torch.randn(N, generator=torch.Generator().manual_seed(2)).sign()
+    after = (weight.double() + signs * distance).float()
+    counted = count_unchanged(after, weight).fractions()["unchanged_bf16"]
+    expected = float(unchanged_after(weight, distance)) / N
+    assert 0.3 < expected < 0.8
+    assert expected == pytest.approx(counted, abs=0.002)
 
 
 def test_half_an_ulp_and_a_uniform_place_by_hand():
@@ -60,7 +65,8 @@ def test_half_an_ulp_and_a_uniform_place_by_hand():
 def test_nothing_moves_without_a_size():
     weight = torch.tensor([0.0, 1.0, 0.3, -2.5])
     assert float(expected_unchanged(weight, 0.0)) == 4
-    sizes = torch.tensor([0.0, 0.0, 1e3, 0.0])
-    assert float(expected_unchanged(weight, sizes)) == pytest.approx(3, abs=1e-3)
+    # 1 and 2.5 are bfloat16 numbers, 0.3 is not: it lies at a random place of its 2^-9
+    halves = torch.tensor([0.0, 2.0**-8, 2.0**-10, 2.0**-6])
+    assert float(unchanged_after(weight, halves)) == 1 + 1 + 0.5 + 0
     assert within_tolerance(1e-5, 0.0) == 1.0
     assert within_tolerance(1e-5, 1e-5) == pytest.approx(0.682689492)
