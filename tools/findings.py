@@ -18,7 +18,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that `tools` is found when run as a script
 
 from tools.findings_corrections import corrections, pretraining_notes
-
 from tools.findings_tables import TABLES, table_of
 
 PAGE = Path("docs/findings.md")
