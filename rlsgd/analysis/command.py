@@ -15,7 +15,7 @@ from rlsgd.analysis.comparison import Comparison
 from rlsgd.analysis.tensor_update import RELATIVE, Measures
 from rlsgd.core.command import TypedParser, run_command
 from rlsgd.core.layer_kinds import heatmap
-from rlsgd.functional.updates import ISCLOSE
+from rlsgd.functional.bf16_difference import ISCLOSE
 
 _DESCRIPTION = (
     "Compare checkpoints with the one they were tuned from: how many weights changed, how far, of "

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from rlsgd.functional.bf16_difference import ISCLOSE, ISCLOSE_ATOL
+
 TOLERANCES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
-ISCLOSE = "bf16_difference_isclose_1e-5"
-ISCLOSE_ATOL = float(torch.tensor(1e-5, dtype=torch.bfloat16))  # 1.00136e-5
 CHUNK = 1 << 22  # entries that are held in float64 at a time: 32 MiB
 CACHED = 1 << 17  # entries whose temporaries stay in a CPU's cache; whole ones cost ten times more
 ROWS = 512  # rows that a product in float64 takes at a time
@@ -139,22 +139,6 @@ def count_unchanged(
         isclose,
         zero,
     )
-
-
-def bf16_isclose(weight: Tensor, initial: Tensor) -> Tensor:
-    """Entries that the measure of arXiv:2602.07729 counts as unchanged, bool of the same shape.
-
-    As in the authors' earlier public code: both are loaded in bfloat16, their difference is taken
-    in bfloat16, and `torch.isclose(difference, 0, atol=1e-5)` compares in bfloat16 too, where the
-    tolerance is 1.00136e-5. A weight above 2^-9 = 0.002 has no bfloat16 neighbour as near as that,
-    so for it this is equality in bfloat16; a smaller one may have moved by a few numbers.
-
-    Args:
-        weight: any shape and floating dtype, now.
-        initial: same shape, at the start.
-    """
-    difference = weight.bfloat16() - initial.bfloat16()
-    return difference.abs().float() <= ISCLOSE_ATOL
 
 
 def _count_chunk(weight: Tensor, initial: Tensor, tolerances: Sequence[float]) -> Tensor:

@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
+from rlsgd.functional.bf16_difference import bf16_isclose
 from rlsgd.functional.updates import (
     SparsityCounts,
     all_finite,
-    bf16_isclose,
     count_unchanged,
     effective_rank,
     rank_is_certain,
