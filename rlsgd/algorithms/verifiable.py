@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, SumMetric
 
 from rlsgd.algorithms.base import PolicyModule
 from rlsgd.algorithms.evaluation import Estimate, ProblemResults, by_benchmark, estimates
@@ -49,6 +49,7 @@ class VerifiableModule(PolicyModule):
         self.eval_samples = eval_samples
         self.eval_temperature = eval_temperature
         self.eval_reward, self.eval_accuracy = MeanMetric(), MeanMetric()
+        self.eval_failures = SumMetric()
         self.eval_length, self.eval_truncated = MeanMetric(), MeanMetric()
         self.eval_problems = ProblemResults(eval_samples)
         self.eval_values: dict[str, Tensor] = {}  # of the last full evaluation, by problem
@@ -71,6 +72,7 @@ class VerifiableModule(PolicyModule):
     ) -> Rollouts:
         """Completions of the present policy with their texts; a prompt's rows are adjacent."""
         self.require_finite_weights()
+        self.stop_token_ids = sorted({*self.stop_token_ids, *self.task_data.renderer.turn_ends})
         longest = max(len(prompt.token_ids) for prompt in prompts)
         check_positions(self.policy, longest, self.max_completion_tokens)
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
@@ -86,16 +88,15 @@ class VerifiableModule(PolicyModule):
             )
         rollouts.prompts = [p for p in prompts for _ in range(completions_per_prompt)]
         rollouts.completions = [
-            str(self.tokenizer.decode(ids[mask], skip_special_tokens=True))
+            self.task_data.reader.text(ids[mask].tolist(), self.stop_token_ids)
             for ids, mask in zip(rollouts.input_ids, rollouts.completion_mask, strict=True)
         ]
         return rollouts
 
     def score(self, rollouts: Rollouts) -> Scores:
         """Score completions with the data module's reward and store the rewards."""
-        scores = self.task_data.scorer.score(
-            rollouts.completions, [p.problem for p in rollouts.prompts]
-        )
+        scores = self.task_data.score(rollouts.prompts, rollouts.completions)
+        rollouts.failures = list(scores.failures)
         rollouts.rewards = torch.tensor(scores.rewards, device=rollouts.input_ids.device)
         return scores
 
@@ -117,6 +118,7 @@ class VerifiableModule(PolicyModule):
         self.eval_accuracy.update(correct)
         self.eval_length.update(rollouts.completion_mask.sum(1).float())
         self.eval_truncated.update(rollouts.truncated.float())
+        self.eval_failures.update(sum(map(bool, rollouts.failures)))
         if self.evaluates_fully and self.eval_samples:
             _, sampled, answers = self.graded(
                 prompts, self.eval_samples, temperature=self.eval_temperature, seed=seed
@@ -142,10 +144,12 @@ class VerifiableModule(PolicyModule):
 
     def log_evaluation(self, stage: str) -> None:
         """Log and reset the evaluation metrics; torchmetrics reduces them over ranks."""
+        self.task_data.notices.require_scores(f"the {stage} set")
         self.log(f"{stage}/accuracy", self.eval_accuracy, prog_bar=True)
         self.log(f"{stage}/reward", self.eval_reward)
         self.log(f"{stage}/mean_length", self.eval_length)
         self.log(f"{stage}/truncated_fraction", self.eval_truncated)
+        self.log(f"{stage}/verifier_failures", self.eval_failures)
         if not self.evaluates_fully:
             return
         self.eval_values = self.eval_problems.compute()

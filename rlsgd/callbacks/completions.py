@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from rlsgd.callbacks.base import EveryNEpochs, append_jsonl, run_folder
 from rlsgd.core.distributed import gathered
+from rlsgd.core.problems import NothingScored
 from rlsgd.core.types import Rollouts
 
 MARKUP = {ord(character): f"&#{ord(character)};" for character in "\\`*_{}[]()#+-.!|~\"'"}
@@ -19,6 +20,8 @@ CONTROL = dict.fromkeys((c for c in range(32) if chr(c) not in "\t\n"), "\N{REPL
 
 class CompletionLog(EveryNEpochs):
     """The first completions of each rollout with their rewards, and all predictions.
+
+    The first completions whose verifier failed follow them, with the reasons.
 
     Args:
         every_n_epochs: cadence.
@@ -36,10 +39,22 @@ class CompletionLog(EveryNEpochs):
     ) -> None:
         if batch_idx > 0 or not self.is_due(trainer) or not getattr(batch, "completions", None):
             return
-        records = [
-            {"epoch": trainer.current_epoch, "global_step": trainer.global_step, **record}
-            for record in completion_records(batch)[: self.count]
-        ]
+        shown = completion_records(batch)[: self.count]
+        known = {(record["prompt"], record["completion"]) for record in shown if record["failure"]}
+        shown += [r for r in first_failures(trainer) if (r["prompt"], r["completion"]) not in known]
+        self.write(trainer, shown)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Where no completion could be scored there is no batch, but there are reasons."""
+        if isinstance(exception, NothingScored):
+            self.write(trainer, first_failures(trainer))
+
+    def write(self, trainer: Trainer, shown: list[dict[str, Any]]) -> None:
+        """Append records to the file, and show them in TensorBoard."""
+        place = {"epoch": trainer.current_epoch, "global_step": trainer.global_step}
+        records = [{**place, **record} for record in shown]
         append_jsonl(trainer, "completions.jsonl", *records)
         table = self.table(records)
         for logger in trainer.loggers:
@@ -64,11 +79,12 @@ class CompletionLog(EveryNEpochs):
 
     def table(self, records: list[dict[str, Any]]) -> str:
         """A markdown table; text of the model is escaped, since TensorBoard renders markup."""
-        rows = ["| prompt | completion | answer | reward |", "|---|---|---|---|"]
+        rows = ["| prompt | completion | answer | reward | failure |", "|---|---|---|---|---|"]
         for record in records:
             texts = (self.escape(record[key]) for key in ("prompt", "completion", "answer"))
             reward = "" if record["reward"] is None else f"{record['reward']:.3f}"
-            rows.append(f"| {' | '.join(texts)} | {reward} |")
+            failure = self.escape(record["failure"] or "")
+            rows.append(f"| {' | '.join(texts)} | {reward} | {failure} |")
         return "\n".join(rows)
 
     def escape(self, text: str) -> str:
@@ -79,7 +95,10 @@ class CompletionLog(EveryNEpochs):
 
 
 def completion_records(rollouts: Rollouts) -> list[dict[str, Any]]:
-    """One plain record for each completion; the reward is None where none was computed."""
+    """One plain record for each completion; the reward is None where none was computed.
+
+    A failure is the reason why the verifier gave no score, None where it did.
+    """
     rewards = [None] * len(rollouts) if rollouts.rewards is None else rollouts.rewards.tolist()
     return [
         {
@@ -88,8 +107,20 @@ def completion_records(rollouts: Rollouts) -> list[dict[str, Any]]:
             "answer": prompt.problem.answer,
             "reward": reward,
             "truncated": bool(truncated),
+            "failure": failure,
         }
-        for prompt, completion, reward, truncated in zip(
-            rollouts.prompts, rollouts.completions, rewards, rollouts.truncated, strict=True
+        for prompt, completion, reward, truncated, failure in zip(
+            rollouts.prompts,
+            rollouts.completions,
+            rewards,
+            rollouts.truncated,
+            rollouts.failures or [None] * len(rollouts),
+            strict=True,
         )
     ]
+
+
+def first_failures(trainer: Trainer) -> list[dict[str, Any]]:
+    """Records of the rollout's first failures, wherever in it they are."""
+    notices = getattr(trainer.datamodule, "notices", None)  # pyright: ignore
+    return [] if notices is None else list(notices.failures)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import re
 import sys
 
@@ -71,7 +72,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(argv: list[str]) -> int:
-    """`fit`, `validate`, `test` or `predict` through LightningCLI."""
+    """`fit`, `validate`, `test` or `predict` through LightningCLI.
+
+    Modules of one's own, such as `--data.reward my_rewards.shorter`, may lie in the present folder.
+    """
+    sys.path.append(os.getcwd())
     from rlsgd.cli.training import TrainingCLI
     from rlsgd.core.types import DivergedError
     from rlsgd.resume.signals import exit_code

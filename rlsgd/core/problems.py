@@ -42,3 +42,7 @@ class Scores:
     failures: list[str | None]
     full_marks: float = 1.0
     answers: list[str | None] = field(default_factory=list)
+
+
+class NothingScored(ValueError):
+    """A reward failed for every completion; the message names the flag and the first reason."""

@@ -43,6 +43,7 @@ class Rollouts:
     position_ids: Tensor | None = None
     prompts: list[Prompt] = field(default_factory=list)  # B, one for each row
     completions: list[str] = field(default_factory=list)  # B decoded texts
+    failures: list[str | None] = field(default_factory=list)  # B reasons why there was no score
     metrics: dict[str, float] = field(default_factory=dict)  # of the whole rollout, for logging
 
     def __len__(self) -> int:

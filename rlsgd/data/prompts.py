@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -10,10 +11,15 @@ from torch.utils.data import DataLoader
 from rlsgd.core.distributed import derived_seed
 from rlsgd.core.problems import Problem, Prompt, Scores
 from rlsgd.data.base import TokenizedDataModule, batches_of_rank, evaluation_loader
+from rlsgd.data.lengths import Overlong, check_lengths
+from rlsgd.data.notices import RewardNotices
+from rlsgd.data.reading import CompletionReader, checked_tags
 from rlsgd.data.rendering import PromptRenderer
-from rlsgd.data.tasks.base import Task
+from rlsgd.data.tasks.base import Split, Task
 from rlsgd.rewards.base import Reward
+from rlsgd.rewards.function import as_reward
 from rlsgd.rewards.scorer import Scorer
+from rlsgd.rewards.trial import try_reward
 from rlsgd.rollout.loader import ExperienceLoader
 
 
@@ -25,15 +31,25 @@ class PromptDataModule(TokenizedDataModule):
         tokenizer: path of the model whose tokenizer and chat template are used.
         prompts_per_epoch: prompts of one iteration, over all ranks together.
         group_size: completions sampled for each prompt.
-        reward: scores the completions; by default the reward that belongs to the task.
+        reward: scores the completions; by default the reward that belongs to the task. Also a plain
+            function by its name, such as `my_rewards.shorter`, see `FunctionReward`.
         reward_timeout_seconds: the most that scoring one completion may take.
         reward_failure_score: the reward of a completion whose verifier raised, hung or died.
         system_prompt: put before the question, as a system message if there is a chat template. A
             chat with a system message of its own keeps that instead.
         chat_template: whether to apply the tokenizer's chat template; by default it is applied if
             the tokenizer has one.
+        template_arguments: what the chat template is given besides, such as
+            `enable_thinking: false`.
+        template_date: the date, as YYYY-MM-DD, for a chat template that writes today's, so that
+            prompts do not depend on the day.
+        thinking_tags: the two texts that open and close thinking. Rewards look for the answer after
+            the last closing one, and one that is never closed scores 0; null looks everywhere.
+        keep_special_tokens: whether rewards see special tokens. Thinking tags are always seen.
         prompt_suffix: added to the end of every question.
-        max_prompt_tokens: longer prompts are an error.
+        max_prompt_tokens: the most tokens of a prompt.
+        overlong: whether a longer prompt is an `error`, or left out (`drop`) and counted. All rows
+            are checked at the start.
         val_problems: the most validation problems, and the most test problems; 0 for none.
         val_batch_size: prompts in one validation or test batch of each rank.
         seed: of the training problems. Validation and test do not depend on it.
@@ -52,13 +68,18 @@ class PromptDataModule(TokenizedDataModule):
         tokenizer: str,
         prompts_per_epoch: int = 32,
         group_size: int = 8,
-        reward: Reward | None = None,
+        reward: Reward | Callable[..., Any] | None = None,
         reward_timeout_seconds: float = 10.0,
         reward_failure_score: float = 0.0,
         system_prompt: str | None = None,
         chat_template: bool | None = None,
+        template_arguments: dict[str, Any] | None = None,
+        template_date: str = "2024-07-26",
+        thinking_tags: tuple[str, str] | None = ("<think>", "</think>"),
+        keep_special_tokens: bool = False,
         prompt_suffix: str = "",
         max_prompt_tokens: int = 1024,
+        overlong: Overlong = "error",
         val_problems: int = 256,
         val_batch_size: int = 64,
         seed: int = 0,
@@ -72,13 +93,20 @@ class PromptDataModule(TokenizedDataModule):
         self.reward_failure_score = reward_failure_score
         self.system_prompt = system_prompt
         self.chat_template = chat_template
+        self.template_arguments = template_arguments
+        self.template_date = template_date
+        self.thinking_tags = checked_tags(thinking_tags)
+        self.keep_special_tokens = keep_special_tokens
         self.prompt_suffix = prompt_suffix
         self.max_prompt_tokens = max_prompt_tokens
+        self.overlong: Overlong = overlong
         self.val_problems = val_problems
         self.val_batch_size = val_batch_size
         self.scorer: Scorer | None = None
         self._reward_was_built = False
         self._held_out: dict[str, list[Prompt]] = {}
+        self._measured: set[Split] = set()
+        self.notices = RewardNotices()
 
     @cached_property
     def renderer(self) -> PromptRenderer:
@@ -89,7 +117,14 @@ class PromptDataModule(TokenizedDataModule):
             chat_template=self.chat_template,
             prompt_suffix=self.prompt_suffix,
             max_prompt_tokens=self.max_prompt_tokens,
+            template_arguments=self.template_arguments,
+            template_date=self.template_date,
         )
+
+    @cached_property
+    def reader(self) -> CompletionReader:
+        """Turns sampled tokens into the texts that rewards see."""
+        return CompletionReader(self.tokenizer, self.thinking_tags, self.keep_special_tokens)
 
     def prepare_data(self) -> None:
         self.task.prepare()
@@ -101,12 +136,7 @@ class PromptDataModule(TokenizedDataModule):
         later one, of the fit that follows a validation, goes on while completions are sampled.
         """
         self._check_flags(stage)
-        reward = self.reward or self.task.default_reward()
-        if reward is None:
-            raise ValueError(
-                f"--data.reward is missing: the task {type(self.task).__name__} has none of its "
-                "own. For example --data.reward ExactAnswer"
-            )
+        reward = self._wanted_reward()
         self.teardown(stage)
         scorer = Scorer(
             reward,
@@ -114,6 +144,7 @@ class PromptDataModule(TokenizedDataModule):
             failure_score=self.reward_failure_score,
         )
         try:
+            self._check_lengths(stage)
             if stage == "fit":
                 self._check_first_epoch()
             if stage in ("fit", "validate"):
@@ -122,6 +153,7 @@ class PromptDataModule(TokenizedDataModule):
                 self._held_out_prompts("test")
             if not self._reward_was_built:
                 scorer.wait_until_ready()
+                try_reward(scorer, self._first_problems(stage))
         except BaseException:
             scorer.close()
             raise
@@ -129,7 +161,6 @@ class PromptDataModule(TokenizedDataModule):
         self._reward_was_built = True
 
     def teardown(self, stage: str) -> None:
-        """Stop the scorer's processes."""
         if self.scorer is not None:
             self.scorer.close()
             self.scorer = None
@@ -139,11 +170,10 @@ class PromptDataModule(TokenizedDataModule):
     ) -> list[Prompt]:
         """This rank's contiguous share of the prompts: a function of (seed, epoch, attempt).
 
-        And of what `record` was told of earlier epochs, if the task adapts to the policy.
-
-        Attempt 0 is the epoch's own prompts. The later ones are its reserves, for algorithms that
-        replace prompts: each as many again, less those whose question was in an earlier attempt
-        of the epoch, and less what cannot be divided among the ranks. A reserve may be empty.
+        And of what `record` was told of earlier epochs, if the task adapts to the policy. Attempt 0
+        is the epoch's own prompts. The later ones are its reserves, for algorithms that replace
+        prompts: each as many again, less those whose question was in an earlier attempt of the
+        epoch, and less what cannot be divided among the ranks. A reserve may be empty.
         """
         self._share(self.prompts_per_epoch, world_size, flag="prompts_per_epoch")
         problems = self._problems(epoch, attempt)
@@ -161,8 +191,19 @@ class PromptDataModule(TokenizedDataModule):
             problems = [problem for problem in drawn if problem.question not in seen]
         return problems
 
+    def score(self, prompts: list[Prompt], completions: list[str]) -> Scores:
+        """Score completion i as an answer to prompt i; new reasons of failures are printed."""
+        assert self.scorer is not None, "setup starts the scorer"
+        pairs = zip(prompts, completions, strict=True)
+        texts = [self.reader.scored(prompt.text, completion) for prompt, completion in pairs]
+        scores = self.scorer.score(texts, [prompt.problem for prompt in prompts])
+        self.notices.failed(prompts, completions, scores)
+        return scores
+
     def record(self, prompts: list[Prompt], scores: Scores, *, epoch: int) -> None:
         """Let the task learn how many completions of each prompt are correct.
+
+        Stops the run where no completion of any rank could be scored.
 
         Args:
             prompts: this rank's, of one round of sampling.
@@ -170,6 +211,8 @@ class PromptDataModule(TokenizedDataModule):
             epoch: the present one.
         """
         size = self.group_size
+        self.notices.require_scores(f"the rollout of epoch {epoch}")
+        self.notices.spread(scores, size, epoch)
         correct = [reward >= scores.full_marks for reward in scores.rewards]
         by_prompt = [sum(correct[i : i + size]) for i in range(0, len(correct), size)]
         self.task.record([prompt.problem for prompt in prompts], by_prompt, size, epoch=epoch)
@@ -229,6 +272,30 @@ class PromptDataModule(TokenizedDataModule):
             raise ValueError(f"--data.val_problems must not be negative; got {self.val_problems}")
         if stage in ("test", "predict") and self.val_problems == 0:
             raise ValueError("--data.val_problems is 0, which leaves nothing to evaluate")
+
+    def _wanted_reward(self) -> Reward:
+        reward = self.reward or self.task.default_reward()
+        if reward is None:
+            raise ValueError(
+                f"--data.reward is missing: the task {type(self.task).__name__} has none of its "
+                "own. For example --data.reward ExactAnswer"
+            )
+        reward = as_reward(reward)
+        reward.look_after(self.thinking_tags)
+        return reward
+
+    def _check_lengths(self, stage: str) -> None:
+        """Measure all rows of the sets that a stage uses, once each."""
+        held_out: Split = "validation" if stage in ("fit", "validate") else "test"
+        used: list[Split] = ["train", held_out] if stage == "fit" else [held_out]
+        new = [split for split in used if split not in self._measured]
+        check_lengths(self.task, new, self.renderer, self.overlong, self.val_problems)
+        self._measured.update(new)
+
+    def _first_problems(self, stage: str) -> list[Problem]:
+        split = "validation" if stage in ("fit", "validate") else "test"
+        prompts = self.prompts(0) if stage == "fit" else []
+        return [prompt.problem for prompt in prompts + self._held_out_prompts(split)]
 
     def _check_first_epoch(self) -> None:
         self.prompts(0, rank=self.rank, world_size=self.world_size)

@@ -19,6 +19,8 @@ from rlsgd.data.tasks.base import Task
 class SolutionDataModule(PromptDataModule):
     """Batches of prompt, answer on record and end-of-sequence token.
 
+    In the layouts of GSM8K, MATH and NuminaMath the whole solution stands in for the answer.
+
     The problems of an epoch, and the prompts, validation and test sets, are those of
     `PromptDataModule` with `prompts_per_epoch = batches_per_epoch * batch_size`.
 
@@ -107,7 +109,7 @@ class SolutionDataModule(PromptDataModule):
         return replace(
             batch_of_rows(rows, pad_token_id=pad_token_id, packed=False),
             prompts=prompts,
-            completions=[self.answer_prefix + problem.answer for problem in problems],
+            completions=[self.answer_prefix + solution_of(problem) for problem in problems],
         )
 
     @property
@@ -126,5 +128,10 @@ class SolutionDataModule(PromptDataModule):
                 f"--data.task: no answer on record for {problem.question[:80]!r}; supervised "
                 "fine-tuning needs one"
             )
-        text = self.answer_prefix + problem.answer
+        text = self.answer_prefix + solution_of(problem)
         return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self._eos]  # pyright: ignore
+
+
+def solution_of(problem: Problem) -> str:
+    """The whole solution, where the data set has one that ends with the answer."""
+    return problem.metadata.get("solution", problem.answer)

@@ -1,10 +1,11 @@
 """Verifiable rewards, and the scorer that survives verifiers which hang, raise or die."""
 
-from rlsgd.rewards.base import Reward
+from rlsgd.rewards.base import BatchReward, Reward
 from rlsgd.rewards.code_asserts import AssertTests
 from rlsgd.rewards.code_stdio import StdioTests
 from rlsgd.rewards.exact import ExactAnswer
 from rlsgd.rewards.format import Format
+from rlsgd.rewards.function import BatchFunctionReward, FunctionReward, as_reward
 from rlsgd.rewards.math import MathVerify
 from rlsgd.rewards.reasoning_gym import ReasoningGymScore
 from rlsgd.rewards.sandbox.base import Bubblewrap, Unsandboxed
@@ -15,10 +16,13 @@ from rlsgd.rewards.weighted_sum import WeightedSum
 
 __all__ = [
     "AssertTests",
+    "BatchFunctionReward",
+    "BatchReward",
     "Bubblewrap",
     "Container",
     "ExactAnswer",
     "Format",
+    "FunctionReward",
     "Landlock",
     "MathVerify",
     "ReasoningGymScore",
@@ -27,4 +31,5 @@ __all__ = [
     "StdioTests",
     "Unsandboxed",
     "WeightedSum",
+    "as_reward",
 ]

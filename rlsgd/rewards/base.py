@@ -5,12 +5,24 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from numbers import Real
+from typing import Any, NamedTuple
 
 from rlsgd.core.problems import Problem
+from rlsgd.rewards.extract import after_thinking
 
 _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+class Trial(NamedTuple):
+    """A completion that must get full marks, or must not."""
+
+    completion: str
+    is_right: bool
+    refusal: str  # begins with the flag, and says what is wrong where it is judged otherwise
 
 
 class Reward(ABC):
@@ -20,10 +32,13 @@ class Reward(ABC):
         isolated: True runs the reward in a worker process, where it can be stopped. False is for
             code that cannot hang, whatever a model writes.
         full_marks: the score of a correct answer.
+        thinking_tags: what opens and closes a completion's thinking, as `--data.thinking_tags` has
+            it; None where an answer may be anywhere.
     """
 
     isolated: bool = True
     full_marks: float = 1.0
+    thinking_tags: tuple[str, str] | None = ("<think>", "</think>")
 
     @property
     def name(self) -> str:
@@ -57,9 +72,47 @@ class Reward(ABC):
         """
         return completion.strip()
 
+    def answer_part(self, completion: str) -> str | None:
+        """What follows the thinking, all of a completion without any; None where it was cut off.
+
+        A reward that looks for an answer looks here, and scores 0 where there is nothing.
+        """
+        return after_thinking(completion, self.thinking_tags)
+
+    def look_after(self, thinking_tags: tuple[str, str] | None) -> None:
+        """Take over the setting of the data module."""
+        self.thinking_tags = thinking_tags
+
+    def check(self, problem: Problem) -> None:
+        """Refuse a problem that lacks what scoring needs. Called with one before training.
+
+        Raises:
+            ValueError: names `--data.reward` and what is missing.
+        """
+        return None
+
+    def source(self, problem: Problem) -> str:
+        """Of problems of one source a few are tried; the verifier of another may be another."""
+        return ""
+
+    def trials(self, problem: Problem) -> list[Trial]:
+        """Completions whose verdict is known beforehand; a wrong one stops the run at its start."""
+        return []
+
     def prepare(self) -> None:
         """Import and load what scoring needs. Runs before any completion's time does."""
         return None
+
+
+class BatchReward(Reward):
+    """Scores all completions of a rollout in one call, as a reward that compares them must."""
+
+    @abstractmethod
+    def score_batch(self, completions: list[str], problems: list[Problem]) -> Sequence[Any]:
+        """One number for each completion."""
+
+    def score(self, completion: str, problem: Problem) -> float:
+        return self.score_batch([completion], [problem])[0]
 
 
 @dataclass(frozen=True)
@@ -94,10 +147,55 @@ def grade_safely(
 
 
 def finite_number(value: object, name: str) -> float:
-    """The value as a float, if it is a finite real number; else TypeError or ValueError."""
-    if not isinstance(value, Real):
+    """The value as a float, if it is one finite real number; else TypeError or ValueError.
+
+    Numbers of NumPy and torch (also arrays and tensors without dimensions) and Decimal are
+    numbers.
+    """
+    number = scalar(value)
+    if not isinstance(number, (Real, Decimal)):
         raise TypeError(f"{name} returned {value!r:.80}, not a number")
-    number = float(value)
+    try:
+        number = float(number)
+    except (OverflowError, ValueError):
+        number = math.nan if number != number else math.inf
     if not math.isfinite(number):
         raise ValueError(f"{name} returned {number}, not a finite number")
     return number
+
+
+def scalar(value: Any) -> Any:
+    """The Python value of an array or tensor without dimensions; all else as it is."""
+    if hasattr(value, "item") and tuple(getattr(value, "shape", (0,))) == ():
+        return value.item()
+    return value
+
+
+def grade_batch_safely(
+    reward: BatchReward, completions: list[str], problems: list[Problem]
+) -> list[Grade]:
+    """Grade a list at once; each value that is no finite number is a failure of its completion."""
+    try:
+        values = reward.score_batch(completions, problems)
+        if hasattr(values, "tolist"):  # an array or a tensor
+            values = values.tolist()
+        if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
+            raise TypeError(f"{reward.name} returned {values!r:.80}, not a list of numbers")
+        if len(values) != len(completions):
+            raise ValueError(
+                f"{reward.name} returned {len(values)} rewards for {len(completions)} completions"
+            )
+    except BaseException as error:
+        return [Grade(failure=f"{type(error).__name__}: {error}")] * len(completions)
+    return [
+        _grade_of(reward, value, completion)
+        for value, completion in zip(values, completions, strict=True)
+    ]
+
+
+def _grade_of(reward: Reward, value: object, completion: str) -> Grade:
+    try:
+        score = finite_number(value, reward.name)
+        return Grade(score, {reward.name: score}, answer=reward.answer_of(completion))
+    except Exception as error:
+        return Grade(failure=f"{type(error).__name__}: {error}")

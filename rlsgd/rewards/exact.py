@@ -27,19 +27,23 @@ class ExactAnswer(Reward):
         self.ignore_case = ignore_case
 
     def score(self, completion: str, problem: Problem) -> float:
+        part = self.answer_part(completion)
         if self.extract == "last_number":
             expected = read_number(problem.answer)
             if expected is None:
                 raise ValueError(f"no number in the answer on record {problem.answer!r:.80}")
-            return float(read_number(completion) == expected)
-        found = EXTRACTORS[self.extract](completion)
+            return float(part is not None and read_number(part) == expected)
+        found = None if part is None else EXTRACTORS[self.extract](part)
         return float(found is not None and self._fold(found) == self._fold(problem.answer.strip()))
 
     def answer_of(self, completion: str) -> str | None:
+        part = self.answer_part(completion)
+        if part is None:
+            return None
         if self.extract == "last_number":
-            number = read_number(completion)
+            number = read_number(part)
             return None if number is None else str(number)
-        found = EXTRACTORS[self.extract](completion)
+        found = EXTRACTORS[self.extract](part)
         return None if found is None else self._fold(found)
 
     def _fold(self, text: str) -> str:

@@ -11,6 +11,8 @@ from typing import Literal, get_args
 Extract = Literal["whole", "last_number", "answer_tag", "boxed"]
 
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(?P<brace>\{)|(?P<bare>[^\s{}$\\]))")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace, of a set, is passed over
 _UNSIGNED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 # A minus after a digit, letter or bracket is a subtraction or a hyphen ("10-12"), not a sign.
 _NUMBER = re.compile(
@@ -32,17 +34,32 @@ def answer_tag(text: str) -> str | None:
 
 
 def boxed(text: str) -> str | None:
-    r"""The argument of the last `\boxed{...}`, braces balanced; None if it never closes."""
-    opening = "\\boxed{"
-    start = text.rfind(opening)
-    if start < 0:
+    r"""The argument of the last `\boxed{...}` or `\fbox{...}`, braces balanced; also `\boxed 5`.
+
+    None where there is none, and where the last never closes.
+    """
+    last = None
+    for last in _BOX.finditer(text):  # noqa: B007
+        pass
+    if last is None:
         return None
+    if last["brace"] is None:
+        return last["bare"]
     depth = 1
-    for end in range(start + len(opening), len(text)):
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
+    for brace in _BRACE.finditer(text, last.end()):
+        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
         if depth == 0:
-            return text[start + len(opening) : end].strip()
+            return text[last.end() : brace.start()].strip()
     return None
+
+
+def after_thinking(text: str, tags: tuple[str, str] | None) -> str | None:
+    """What follows the last closing tag; all of a text without tags, None where one stays open."""
+    if tags is None:
+        return text
+    opening, closing = tags
+    _, _, rest = text.rpartition(closing)
+    return None if opening in rest else rest
 
 
 def last_number(text: str) -> str | None:

@@ -9,11 +9,19 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from rlsgd.core.problems import Problem
-from rlsgd.rewards.base import Reward
+from rlsgd.rewards.base import Reward, Trial
 from rlsgd.rewards.extract import EXTRACTORS, Extract, check_extract
 
 if TYPE_CHECKING:
     from reasoning_gym.dataset import ProceduralDataset
+
+_WRAPPED = {
+    "whole": "{}",
+    "last_number": "{}",
+    "answer_tag": "<answer>{}</answer>",
+    "boxed": "\\boxed{{{}}}",
+}
+_GARBAGE = "zq7 no answer to this 314159265"
 
 
 class ReasoningGymScore(Reward):
@@ -42,7 +50,8 @@ class ReasoningGymScore(Reward):
             raise ValueError(
                 f"the problem is not one of the task ReasoningGym: no {sorted(missing)} in it"
             )
-        answer = EXTRACTORS[self.extract](completion)
+        part = self.answer_part(completion)
+        answer = None if part is None else EXTRACTORS[self.extract](part)
         if answer is None:
             return 0.0
         config = json.dumps(problem.metadata["source_config"], sort_keys=True)
@@ -50,7 +59,32 @@ class ReasoningGymScore(Reward):
         return dataset.score_answer(answer, problem.metadata["entry"])
 
     def answer_of(self, completion: str) -> str | None:
-        return EXTRACTORS[self.extract](completion)
+        part = self.answer_part(completion)
+        return None if part is None else EXTRACTORS[self.extract](part)
+
+    def source(self, problem: Problem) -> str:
+        inner = problem.metadata.get("entry", {}).get("metadata", {}).get("source_dataset")
+        return str(inner or problem.metadata.get("source_dataset"))
+
+    def trials(self, problem: Problem) -> list[Trial]:
+        """The answer on record is right, and garbage is not."""
+        name = self.source(problem)
+        wrapped = _WRAPPED[self.extract].format
+        trials = [
+            Trial(
+                wrapped(_GARBAGE),
+                False,
+                f"--data.task.name {name}: its verifier gives any answer full marks, so there is "
+                "nothing to learn; choose another data set",
+            )
+        ]
+        if problem.answer and EXTRACTORS[self.extract](wrapped(problem.answer)) == problem.answer:
+            refusal = (
+                f"--data.task.name {name}: its verifier does not give its own answer "
+                f"{problem.answer[:60]!r} full marks; choose another data set, or other options"
+            )
+            trials.append(Trial(wrapped(problem.answer), True, refusal))
+        return trials
 
 
 @lru_cache(maxsize=8)

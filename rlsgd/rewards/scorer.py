@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from rlsgd.core.problems import Problem, Scores
-from rlsgd.rewards.base import Grade, Reward, grade_safely
+from rlsgd.rewards.base import BatchReward, Grade, Reward, grade_batch_safely, grade_safely
 from rlsgd.rewards.isolation import IsolatedWorker, Item
 
 
@@ -94,9 +94,12 @@ class Scorer:
         self.close()
 
     def _grade(self, items: list[Item]) -> list[Grade]:
+        if not self._workers and isinstance(self.reward, BatchReward):
+            return grade_batch_safely(self.reward, *map(list, zip(*items, strict=True)))
         if not self._workers:
             return [grade_safely(self.reward, *item) for item in items]
-        share = math.ceil(len(items) / len(self._workers))
+        sharing = 1 if isinstance(self.reward, BatchReward) else len(self._workers)
+        share = math.ceil(len(items) / sharing)
         if share == 0:
             return []
         chunks = [items[i : i + share] for i in range(0, len(items), share)]

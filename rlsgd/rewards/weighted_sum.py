@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from rlsgd.core.problems import Problem
-from rlsgd.rewards.base import Reward, finite_number
+from rlsgd.rewards.base import BatchReward, Reward, Trial, finite_number
 
 
 class WeightedSum(Reward):
@@ -24,6 +24,11 @@ class WeightedSum(Reward):
             raise ValueError(
                 "--data.reward.weights needs one weight for each of --data.reward.rewards (at "
                 f"least one); got {len(weights)} weights for {len(rewards)} rewards"
+            )
+        if any(isinstance(reward, BatchReward) for reward in rewards):
+            raise ValueError(
+                "--data.reward.rewards: a function of all completions at once cannot be a member; "
+                "write one of a single completion"
             )
         if not all(map(math.isfinite, weights)) or max(weights) <= 0:
             raise ValueError(
@@ -47,6 +52,23 @@ class WeightedSum(Reward):
     @property
     def part_names(self) -> list[str]:
         return list(self._names)
+
+    def look_after(self, thinking_tags: tuple[str, str] | None) -> None:
+        super().look_after(thinking_tags)
+        for reward in self.rewards:
+            reward.look_after(thinking_tags)
+
+    def check(self, problem: Problem) -> None:
+        for reward in self.rewards:
+            reward.check(problem)
+
+    def source(self, problem: Problem) -> str:
+        return " ".join(reward.source(problem) for reward in self.rewards)
+
+    def trials(self, problem: Problem) -> list[Trial]:
+        """Those of no right answer: its members may want more of a completion than an answer."""
+        trials = [trial for reward in self.rewards for trial in reward.trials(problem)]
+        return [trial for trial in trials if not trial.is_right]
 
     def prepare(self) -> None:
         for reward in self.rewards:

@@ -44,6 +44,7 @@ def join_rollouts(parts: list[Rollouts], pad_token_id: int) -> Rollouts:
         rewards=under_each_other("rewards"),
         prompts=[prompt for part in parts for prompt in part.prompts],
         completions=[completion for part in parts for completion in part.completions],
+        failures=[failure for part in parts for failure in part.failures],
         metrics=dict(parts[0].metrics),
     )
 

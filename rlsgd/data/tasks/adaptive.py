@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -150,6 +150,10 @@ class AdaptiveReasoningGym(Task):
 
     def test_problems(self, count: int) -> list[Problem]:
         return self._held_out("test", count)
+
+    def restrict(self, fits: Callable[[Problem], bool]) -> None:
+        for gym in self._gyms.values():
+            gym.restrict(fits)
 
     def default_reward(self) -> ReasoningGymScore:
         return self._reward

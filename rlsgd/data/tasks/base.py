@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 from rlsgd.core.problems import Problem
 from rlsgd.rewards.base import Reward
+
+Split = Literal["train", "validation", "test"]
 
 
 class Task(ABC):
@@ -38,6 +41,23 @@ class Task(ABC):
     def default_reward(self) -> Reward | None:
         """The reward that belongs to the task, if there is one."""
         return None
+
+    # ---- for tasks that know all of their problems
+
+    def rows(self, split: Split) -> list[Problem] | None:
+        """All problems of a set; None where they are made as they are needed."""
+        return None
+
+    def restrict(self, fits: Callable[[Problem], bool]) -> None:
+        """Leave problems out for which `fits` says no.
+
+        Raises:
+            ValueError: the task cannot.
+        """
+        raise ValueError(
+            f"--data.overlong drop: the task {type(self).__name__} cannot leave problems out; "
+            "raise --data.max_prompt_tokens"
+        )
 
     # ---- for tasks that adapt to the policy
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, NoReturn
+
+from lightning.pytorch.utilities import rank_zero_info
 
 from rlsgd.core.problems import Problem
+from rlsgd.data.cells import Empty, answer_text, question_of
+from rlsgd.data.layouts import Layout, recognised
+from rlsgd.data.loading import check_path, load_table
 from rlsgd.data.passes import rows_of_epoch
-from rlsgd.data.tasks.base import Task, check_fraction, question_hash
-from rlsgd.preparation.prepared import is_prepared_name, prepared_files
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+from rlsgd.data.tasks.base import Split, Task, check_fraction, question_hash
+from rlsgd.data.written import Table, at_path, has_path, is_class_label, plain
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,23 @@ class DatasetTask(Task):
     validation set are removed from test and training, questions of the test set from training, by
     their text. What has no set of its own is held out of the training rows.
 
-    A question may also be a chat: a list of `{role, content}`. It then needs a chat template. All
-    other columns travel along in `Problem.metadata["columns"]`, for rewards.
+    A question may also be a chat: a list of `{role, content}`. It then needs a chat template, and a
+    last turn of the assistant's is taken off. An answer is text or a number, as it was written, or
+    a list of one. All other columns travel along in `Problem.metadata["columns"]`, for rewards.
+
+    The layouts of GSM8K, MATH, NuminaMath, DAPO-17k, verl, OpenR1 and Big-Math are recognised by
+    their columns. A solution whose last line or box is the answer stays in
+    `Problem.metadata["solution"]`, for supervised fine-tuning.
 
     Args:
         path: file, folder, name of a data set of `rlsgd data list`, or data set name on the hub.
         split: the split to train on, also a slice such as `train[:80%]`. A single file is one
             split, called `train`.
-        question_column: column with the question.
-        answer_column: column with the answer; numbers are taken as text.
+        question_column: column with the question, dots for a field within: `extra.question`. By
+            default that of the layout, or `question`.
+        answer_column: column with the answer, such as `reward_model.ground_truth`. By default that
+            of the layout, or `answer`.
+        unanswered: whether a row without an answer is an error, or left out (`drop`) and counted.
         name: configuration of a data set on the hub, such as `main`.
         validation_path: another file, folder or name for validation; by default `path`.
         validation_split: the split to validate on; with neither of the two, rows are held out.
@@ -57,8 +66,9 @@ class DatasetTask(Task):
         self,
         path: str,
         split: str = "train",
-        question_column: str = "question",
-        answer_column: str = "answer",
+        question_column: str | None = None,
+        answer_column: str | None = None,
+        unanswered: Literal["error", "drop"] = "error",
         name: str | None = None,
         validation_path: str | None = None,
         validation_split: str | None = None,
@@ -72,11 +82,12 @@ class DatasetTask(Task):
         given = {"path": path, "validation_path": validation_path, "test_path": test_path}
         for flag, value in given.items():
             if value is not None:
-                _check_path(value, f"--data.task.{flag}")
+                check_path(value, f"--data.task.{flag}")
         self.path = path
         self.split = split
         self.question_column = question_column
         self.answer_column = answer_column
+        self.unanswered = unanswered
         self.name = name
         self.validation_path = validation_path
         self.validation_split = validation_split
@@ -96,6 +107,13 @@ class DatasetTask(Task):
 
     def test_problems(self, count: int) -> list[Problem]:
         return self._held_out("test", self._splits.test, count)
+
+    def rows(self, split: Split) -> list[Problem]:
+        return getattr(self._splits, split)
+
+    def restrict(self, fits: Callable[[Problem], bool]) -> None:
+        rows = (filter(fits, self.rows(s)) for s in ("train", "validation", "test"))
+        self._splits = _Splits(*map(list, rows))
 
     def _held_out(self, kind: str, rows: list[Problem], count: int) -> list[Problem]:
         if count and not rows:
@@ -141,84 +159,91 @@ class DatasetTask(Task):
         return self._load(f"{kind}_path", path or self.path, f"{kind}_split", split or default)
 
     def _load(self, path_flag: str, path: str, split_flag: str, split: str) -> list[Problem]:
-        table = _load_table(path, split, self.name, f"--data.task.{path_flag}", split_flag)
-        for flag, column in (
-            ("question_column", self.question_column),
-            ("answer_column", self.answer_column),
-        ):
-            if column not in table.column_names:
+        table = load_table(path, split, self.name, f"--data.task.{path_flag}", split_flag)
+        question, answer, layout = recognised(table, self.question_column, self.answer_column)
+        for flag, column in (("question_column", question), ("answer_column", answer)):
+            if not has_path(table, column):
                 raise ValueError(
                     f"--data.task.{flag}: {path} has no column {column!r}; its columns are "
-                    f"{', '.join(table.column_names)}"
+                    f"{', '.join(table.columns)}"
                 )
-        return [self._problem(row, number, path) for number, row in enumerate(table)]  # pyright: ignore[reportArgumentType]
+            if is_class_label(table, column):
+                raise ValueError(
+                    f"--data.task.{flag}: row 0 (counted from 0) of {path} has a ClassLabel in "
+                    f"{column!r}, the number of a name that is kept elsewhere; write the names"
+                )
+        counts: Counter[str] = Counter()
+        rows = [
+            problem
+            for number, row in enumerate(table.rows)
+            if (problem := self._problem(row, number, path, (question, answer, layout), counts))
+        ]
+        self._tell(path, table, layout, counts)
+        return rows
 
-    def _problem(self, row: dict[str, Any], number: int, path: str) -> Problem:
-        question, answer = row.pop(self.question_column), row.pop(self.answer_column)
-        for flag, value in (("question_column", question), ("answer_column", answer)):
-            if value is None or value == [] or (isinstance(value, str) and not value.strip()):
-                raise ValueError(
-                    f"--data.task.{flag}: row {number} (counted from 0) of {path} is empty there"
-                )
-        metadata: dict[str, Any] = {"columns": row}
-        if isinstance(question, list):
-            if not all(isinstance(t, dict) and {"role", "content"} <= set(t) for t in question):
-                raise ValueError(
-                    f"--data.task.question_column: row {number} (counted from 0) of {path} is a "
-                    "list, but not of {role, content}"
-                )
-            metadata["messages"] = [{k: turn[k] for k in ("role", "content")} for turn in question]
-            question = "\n\n".join(str(turn["content"]) for turn in question)
-        return Problem(str(question), str(answer), metadata)
+    def _problem(
+        self,
+        row: dict[str, Any],
+        number: int,
+        path: str,
+        columns: tuple[str, str, Layout | None],
+        counts: Counter[str],
+    ) -> Problem | None:
+        """The problem of a row, or None where it has no answer and may be left out."""
+        question_column, answer_column, layout = columns
+
+        def refuse(flag: str, error: ValueError) -> NoReturn:
+            drop = "; --data.task.unanswered drop leaves such rows out"
+            raise ValueError(
+                f"--data.task.{flag}: row {number} (counted from 0) of {path} {error}"
+                + (drop if isinstance(error, Empty) and flag == "answer_column" else "")
+            ) from None
+
+        try:
+            question, turns, solved = question_of(at_path(row, question_column))
+        except ValueError as error:
+            refuse("question_column", error)
+        counts["solved"] += solved
+        metadata: dict[str, Any] = {}
+        try:
+            answer = answer_text(at_path(row, answer_column))
+            if layout is not None and layout.final_answer is not None:
+                metadata["solution"] = answer
+                answer = layout.final_answer(answer)
+            if layout is not None and answer.strip().lower() in layout.no_answer:
+                raise Empty(f"has the answer {answer!r}, which stands for none")
+        except Empty as error:
+            if self.unanswered == "error":
+                refuse("answer_column", error)
+            counts["unanswered"] += 1
+            return None
+        except ValueError as error:
+            refuse("answer_column", error)
+        others = {k: v for k, v in row.items() if k not in (question_column, answer_column)}
+        metadata["columns"] = plain(others)
+        if turns is not None:
+            metadata["messages"] = turns
+        return Problem(question, answer, metadata)
+
+    def _tell(self, path: str, table: Table, layout: Layout | None, counts: Counter[str]) -> None:
+        """Say once what was taken from where, and what was left out."""
+        if layout is not None:
+            rank_zero_info(
+                f"{path}: the layout of {layout.name}: questions from {layout.question!r}, "
+                f"{layout.source}"
+            )
+        if counts["solved"]:
+            rank_zero_info(
+                f"{path}: {counts['solved']} of {len(table.rows)} chats end with a turn of the "
+                "assistant's, which is taken off: a prompt would give the answer away"
+            )
+        if counts["unanswered"]:
+            rank_zero_info(
+                f"{path}: {counts['unanswered']} of {len(table.rows)} rows have no answer and are "
+                "left out (--data.task.unanswered drop)"
+            )
 
 
 def _without(rows: list[Problem], excluded: list[Problem]) -> list[Problem]:
     questions = {row.question for row in excluded}
     return [row for row in rows if row.question not in questions]
-
-
-def _check_path(path: str, flag: str) -> None:
-    if is_prepared_name(path):
-        _prepared(path, flag)
-        return
-    place = Path(path).expanduser()
-    looks_local = path.startswith((".", "/", "~")) or place.suffix in _BUILDERS
-    if looks_local and not place.exists():
-        raise ValueError(f"{flag}: there is no file or folder {path!r}")
-    if place.is_file() and place.suffix not in _BUILDERS:
-        raise ValueError(f"{flag}: {path!r} must end in one of {', '.join(_BUILDERS)}")
-    if place.is_file() and place.stat().st_size == 0:
-        raise ValueError(f"{flag}: the file {path!r} is empty")
-
-
-def _prepared(name: str, flag: str) -> list[Path]:
-    """Files of a prepared data set; the error names the flag."""
-    try:
-        return prepared_files(name)
-    except ValueError as error:
-        raise ValueError(f"{flag}: {error}") from error
-
-
-def _load_table(path: str, split: str, name: str | None, flag: str, split_flag: str) -> Dataset:
-    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-
-    place = Path(path).expanduser()
-    prepared = _prepared(path, flag) if is_prepared_name(path) else []
-    try:
-        if prepared:
-            table = load_dataset("json", data_files=list(map(str, prepared)), split=split)
-        elif place.is_file():
-            builder = _BUILDERS[place.suffix]
-            table = load_dataset(builder, data_files=str(place), split=split)
-        elif (place / "state.json").exists() or (place / "dataset_dict.json").exists():
-            saved = load_from_disk(str(place))
-            table = saved[split] if isinstance(saved, DatasetDict) else saved
-        else:
-            table = load_dataset(str(place) if place.is_dir() else path, name, split=split)
-    except Exception as error:
-        raise ValueError(
-            f"{flag}: cannot load {path!r}, split {split!r} (--data.task.{split_flag}); does it "
-            f"exist, and has it rows? {type(error).__name__}: {error}"
-        ) from error
-    assert isinstance(table, Dataset)
-    return table

@@ -15,8 +15,8 @@ class TooSlow(BaseException):
 
 
 @contextmanager
-def processor_limit() -> Iterator[None]:
-    """Raise `TooSlow` when the process has computed for `MOST_SECONDS` inside; do not nest.
+def processor_limit(seconds: float = MOST_SECONDS) -> Iterator[None]:
+    """Raise `TooSlow` when the process has computed for so many seconds inside; do not nest.
 
     Wall clock would refuse a problem on a busy machine. Python takes signals in its main thread
     alone; in another one there is no limit.
@@ -29,7 +29,7 @@ def processor_limit() -> Iterator[None]:
         raise TooSlow
 
     before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, MOST_SECONDS)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
         yield
     finally:

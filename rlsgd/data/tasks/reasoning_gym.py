@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from rlsgd.core.distributed import derived_seed
 from rlsgd.core.problems import Problem
-from rlsgd.data.tasks.base import Task, check_fraction, question_hash
+from rlsgd.data.tasks.base import Split, Task, check_fraction, question_hash
 from rlsgd.data.tasks.processor_limit import MOST_SECONDS, TooSlow, processor_limit
 from rlsgd.rewards.extract import Extract
 from rlsgd.rewards.reasoning_gym import ReasoningGymScore, build_dataset
-
-Split = Literal["train", "validation", "test"]
 
 # A split with a share s of the questions needs about count / s draws; this many times that are
 # drawn before the generator is taken to have nothing more to give.
@@ -70,6 +68,7 @@ class ReasoningGym(Task):
         self.held_out_fraction = held_out_fraction
         self.validation_seed = validation_seed
         self._reward = ReasoningGymScore(extract)
+        self._fits: Callable[[Problem], bool] | None = None
         build_dataset(name, self.config, seed=0, size=1)
         self._check_hash_seed()
 
@@ -84,6 +83,9 @@ class ReasoningGym(Task):
 
     def default_reward(self) -> ReasoningGymScore:
         return self._reward
+
+    def restrict(self, fits: Callable[[Problem], bool]) -> None:
+        self._fits = fits
 
     def split_of(self, question: str) -> Split:
         """The set that a question belongs to."""
@@ -104,8 +106,11 @@ class ReasoningGym(Task):
             question = entry["question"]
             if self.split_of(question) != split or (split != "train" and question in seen):
                 continue
+            problem = self._problem(entry)
+            if self._fits is not None and not self._fits(problem):
+                continue
             seen.add(question)
-            problems.append(self._problem(entry))
+            problems.append(problem)
             if len(problems) == count:
                 return problems
         if split == "train" or not problems:
