@@ -1,25 +1,37 @@
-"""Mathematical equality by math-verify (LaTeX and plain expressions, compared with sympy)."""
+"""Mathematical equality: exact values and structures first, then math-verify and sympy."""
 
 from __future__ import annotations
 
 import logging
+import re
 
 from rlsgd.core.problems import Problem
 from rlsgd.rewards.base import Reward
 from rlsgd.rewards.extract import boxed, last_number
+from rlsgd.rewards.maths.budget import processor_budget
+from rlsgd.rewards.maths.equality import Comparison
+from rlsgd.rewards.maths.find import find_answer, find_letter, letter_of
+from rlsgd.rewards.maths.normal import normalised
 
-_MATHS_DELIMITERS = ("$", "\\boxed", "\\[", "\\(")
+BUDGET_SECONDS = 3.0  # of processor time for one completion; most take a few milliseconds
 
 
 class MathVerify(Reward):
-    r"""1 if the last mathematical expression of the completion equals the answer on record, else 0.
+    r"""1 if the answer of the completion equals the answer on record, else 0.
 
-    An answer on record without `$` or `\boxed` is read as LaTeX. One that cannot be read at all is
-    a failure, not a 0.
+    The answer is the last `\boxed`; without one the last `<answer>`, what is last said to be the
+    answer, or the last formula or number. Numbers are compared exactly, and may have a currency,
+    a unit, a percent sign, or be mixed, in scientific notation or Unicode. Sets, tuples and
+    intervals are different things; a list without brackets is a set. Where the answer on record is
+    a single capital letter, the answer is a letter. What remains is compared by math-verify.
+
+    An answer that is too large or too deeply nested scores 0 unread; one that takes more than 3
+    seconds of processor time is a failure. So is an answer on record that cannot be read.
 
     Args:
-        float_rounding: decimal places to which floating point numbers are compared.
-        strict: variables must have the same names, and a set is no tuple.
+        float_rounding: decimal places to which a decimal may be rounded where the other number is
+            none: 0.333333 is 1/3 with 6 places.
+        strict: variables must have the same names.
     """
 
     isolated = True
@@ -31,42 +43,29 @@ class MathVerify(Reward):
     def prepare(self) -> None:
         import math_verify  # noqa: F401
 
-        # It warns that its own time limit is off; the scorer's is on.
+        # It warns that its own time limit is off; ours is on. It needs SIGALRM, which in a thread
+        # would score everything 0 (Math-Verify issue 55).
         logging.getLogger("math_verify").setLevel(logging.ERROR)
 
     def score(self, completion: str, problem: Problem) -> float:
-        from math_verify import verify
-
-        answer = problem.answer
-        if not any(delimiter in answer for delimiter in _MATHS_DELIMITERS):
-            answer = f"${answer}$"
-        gold = _parse(answer)
-        if not gold:
+        gold = boxed(problem.answer) or problem.answer
+        if not normalised(gold):
             raise ValueError(f"cannot read the answer on record {problem.answer!r:.80} as maths")
-        return float(
-            verify(
-                gold,
-                _parse(completion),
-                float_rounding=self.float_rounding,
-                strict=self.strict,
-                timeout_seconds=None,
-                raise_on_error=True,
-            )
-        )
+        part = self.answer_part(completion)
+        if part is None:
+            return 0.0
+        letter = letter_of(gold) if re.fullmatch(r"\W*(?:\\text\{)?\W*[A-J]\W*", gold) else None
+        if letter is not None:
+            return float(find_letter(part) == letter)
+        answer = find_answer(part)
+        if answer is None:
+            return 0.0
+        with processor_budget(BUDGET_SECONDS):
+            return float(Comparison(self.float_rounding, self.strict).equal(gold, answer))
 
     def answer_of(self, completion: str) -> str | None:
+        part = self.answer_part(completion)
+        if part is None:
+            return None
         # By their text, since a second reading by sympy would double the cost of scoring.
-        return boxed(completion) or last_number(completion) or completion.strip()
-
-
-def _parse(text: str) -> list:
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
-
-    # math-verify keeps time with SIGALRM, which works in the main thread alone and else scores
-    # everything 0 (Math-Verify issue 55); the scorer keeps the time from outside.
-    return parse(
-        text,
-        extraction_config=[LatexExtractionConfig(), ExprExtractionConfig()],
-        parsing_timeout=None,  # pyright: ignore[reportArgumentType]
-        raise_on_error=True,
-    )
+        return boxed(part) or last_number(part) or part.strip()

@@ -1,0 +1,255 @@
+"""Whether an answer is the one on record: exact values, then structure, then math-verify."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+from rlsgd.rewards.maths.normal import is_too_large, normalised, without_spaces
+from rlsgd.rewards.maths.quantities import (
+    equal_quantities,
+    read_quantity,
+    read_time,
+    read_unit,
+    same_time,
+    same_unit_text,
+)
+from rlsgd.rewards.maths.structure import Structure, as_interval, expanded, read_structure
+
+_EQUATION = re.compile(
+    r"^\s*(?P<left>[A-Za-z](?:_\{?\w+\}?)?'*(?:\([A-Za-z0-9, ]*\))?|\\[a-z]+|"
+    r"\([A-Za-z, ]+\))\s*=\s*(?P<right>.+)$",
+    re.DOTALL,
+)
+_TRAILING_TEXT = re.compile(r"\s*\\text\s*\{([^{}]*)\}(\s*\^\s*\{?[23]\}?)?\s*$")
+_WORD = re.compile(r"[A-Za-z][A-Za-z' -]{2,}")
+_DIGITS = 40  # of the numerical comparison of numbers that are not rational
+
+
+class Comparison:
+    """Compares answers with one on record.
+
+    Args:
+        places: decimal places to which a decimal may be rounded where the other is none.
+        strict: variables must have the same names.
+    """
+
+    def __init__(self, places: int, strict: bool) -> None:
+        self.places = places
+        self.strict = strict
+
+    def equal(self, gold: str, answer: str) -> bool:
+        """Whether two texts mean the same."""
+        return self._equal(normalised(gold), normalised(answer))
+
+    def _equal(self, gold: str, answer: str) -> bool:
+        if not gold or not answer:
+            return False
+        if without_spaces(gold) == without_spaces(answer):
+            return True
+        if is_too_large(answer) or is_too_large(gold):
+            return False
+        words = _words(gold), _words(answer)
+        if words != (None, None):
+            return words[0] == words[1]
+        times = read_time(gold), read_time(answer)
+        if times[0] and times[1]:
+            return same_time(times[0], times[1])
+        gold, answer = _values_of_equations(gold, answer)
+        structures = self._structures(gold, answer)
+        if structures is not None:
+            return self._equal_structures(*structures)
+        return self._equal_values(gold, answer)
+
+    def _structures(self, gold: str, answer: str) -> tuple[Structure, Structure] | None:
+        """Both as structures, where one of them is one."""
+        pairs = []
+        for text in (gold, answer):
+            found = read_structure(text)
+            if found is None and len(expanded(text)) > 1:
+                found = Structure("set", [text])
+            pairs.append(found)
+        if pairs == [None, None]:
+            return None
+        for place, text in enumerate((gold, answer)):
+            if pairs[place] is None:
+                pairs[place] = as_interval(text) or Structure("set", [text])
+        return pairs[0], pairs[1]
+
+    def _equal_structures(self, gold: Structure, answer: Structure) -> bool:
+        parts = [gold.parts, answer.parts]
+        if gold.kind != answer.kind:
+            return False
+        if gold.kind not in ("set", "union"):
+            same_number = len(parts[0]) == len(parts[1])
+            return same_number and all(self._equal(a, b) for a, b in zip(*parts, strict=True))
+        golds, answers = (
+            self._distinct([p for part in some for p in expanded(part)]) for some in parts
+        )
+        if len(golds) != len(answers):
+            return False
+        left = list(answers)
+        for one in golds:
+            match = next((i for i, other in enumerate(left) if self._equal(one, other)), None)
+            if match is None:
+                return False
+            left.pop(match)
+        return True
+
+    def _distinct(self, parts: list[str]) -> list[str]:
+        found: list[str] = []
+        for part in parts:
+            if not any(self._equal(part, other) for other in found):
+                found.append(part)
+        return found
+
+    def _equal_values(self, gold: str, answer: str) -> bool:
+        quantities = read_quantity(gold), read_quantity(answer)
+        if quantities[0] and quantities[1]:
+            return equal_quantities(quantities[0], quantities[1], self.places)
+        (gold, gold_unit), (answer, answer_unit) = _split_unit(gold), _split_unit(answer)
+        if not same_unit_text(gold_unit, answer_unit):
+            return False
+        first, second = expression(gold), expression(answer)
+        if first is None:
+            raise ValueError(f"cannot read the answer on record {gold!r:.80} as maths")
+        if second is None:
+            return False
+        decimals = [bool(q and q.is_decimal) for q in quantities]
+        return self._equal_expressions(first, second, may_round=any(decimals))
+
+    def _equal_expressions(self, gold: Any, answer: Any, *, may_round: bool) -> bool:
+        from math_verify import verify
+
+        numbers = [_number(value) for value in (gold, answer)]
+        if numbers[0] is not None and numbers[1] is not None:
+            return _equal_numbers(numbers[0], numbers[1], self.places, may_round)
+        if (numbers[0] is None) != (numbers[1] is None) and not _is_relation(gold, answer):
+            gold, answer = _simplified(gold), _simplified(answer)
+        return verify(
+            [gold],
+            [answer],
+            float_rounding=self.places,
+            strict=self.strict,
+            timeout_seconds=None,
+            raise_on_error=True,
+        )
+
+
+@lru_cache(maxsize=4096)
+def expression(text: str) -> Any:
+    """What sympy makes of a normalised text, as math-verify reads it; None where it cannot."""
+    from math_verify import LatexExtractionConfig, parse
+
+    read = parse(
+        f"${_latex(text)}$",
+        extraction_config=[LatexExtractionConfig()],
+        parsing_timeout=None,  # pyright: ignore[reportArgumentType]
+        raise_on_error=False,
+    )
+    return next((value for value in read if not isinstance(value, str)), None)
+
+
+def _latex(text: str) -> str:
+    """Plain spellings as LaTeX: `1e6`, and function names without a backslash."""
+    text = re.sub(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([-+]?\d+)\b", r"\1 \\cdot 10^{\2}", text)
+    return re.sub(r"(?<![A-Za-z\\])(pi|sin|cos|tan|ln|log|exp)(?![A-Za-z])", r"\\\1 ", text)
+
+
+def _number(value: Any) -> Any:
+    """The value if it is a number without variables; None for all else."""
+    import sympy
+
+    if (
+        not isinstance(value, sympy.Expr)
+        or value.free_symbols
+        or isinstance(value, sympy.MatrixBase)
+    ):
+        return None
+    return value if value.is_number else None
+
+
+def _equal_numbers(gold: Any, answer: Any, places: int, may_round: bool) -> bool:
+    """Exactly, by their first digits; rounded where one of them was written as a decimal."""
+    import sympy
+
+    if gold == answer:
+        return True
+    if any(not value.is_finite for value in (gold, answer) if value.is_finite is not None):
+        return gold == answer
+    first, second = (sympy.N(value, _DIGITS) for value in (gold, answer))
+    parts = [(a, b) for a, b in zip(first.as_real_imag(), second.as_real_imag(), strict=True)]
+    return all(_equal_reals(a, b, places, may_round) for a, b in parts)
+
+
+def _equal_reals(first: Any, second: Any, places: int, may_round: bool) -> bool:
+    import sympy
+
+    if not (first.is_Float or first.is_Rational) or not (second.is_Float or second.is_Rational):
+        return False
+    difference, largest = abs(first - second), max(abs(first), abs(second))
+    if difference <= largest * sympy.Float(10, _DIGITS) ** (10 - _DIGITS):
+        return True
+    return (
+        may_round
+        and difference * 2 <= sympy.Rational(1, 10**places)
+        and difference * 10 ** max(places - 1, 0) <= largest
+    )
+
+
+def _is_relation(*values: Any) -> bool:
+    import sympy
+
+    return any(isinstance(value, sympy.logic.boolalg.Boolean) for value in values)
+
+
+def _simplified(value: Any) -> Any:
+    """Variables that cancel are none: x - x + 2."""
+    import sympy
+
+    return sympy.simplify(value) if isinstance(value, sympy.Expr) else value
+
+
+def _values_of_equations(gold: str, answer: str) -> tuple[str, str]:
+    """`x = 5` is read as 5 where the other side has no equation, or one in the same variable."""
+    found = [None if read_structure(text) else _EQUATION.match(text) for text in (gold, answer)]
+    if found[0] and found[1]:
+        if without_spaces(found[0]["left"]) == without_spaces(found[1]["left"]):
+            return found[0]["right"], found[1]["right"]
+        return gold, answer
+    if found[0] and "=" not in answer:
+        return found[0]["right"].split("=")[-1], answer
+    if found[1] and "=" not in gold:
+        return gold, found[1]["right"].split("=")[-1]
+    if "=" not in gold and re.fullmatch(r"[^A-Za-z\\<>]*=[^=<>]+", answer):
+        return gold, answer.split("=")[-1].strip()  # 2 + 3 = 5
+    return gold, answer
+
+
+def _split_unit(text: str) -> tuple[str, str]:
+    r"""An expression and the unit in `\text{...}` behind it."""
+    match = _TRAILING_TEXT.search(text)
+    if match and text[: match.start()].strip():
+        unit = read_unit(text[match.start() :].strip(), spaced=True)
+        if unit is not None:
+            return text[: match.start()].strip(), unit
+    if text.endswith(" degrees"):
+        return text[: -len(" degrees")].strip(), "degree"
+    return re.sub(r"^\$\s*", "", text), ("dollar" if text.startswith("$") else "")
+
+
+def _words(text: str) -> str | None:
+    """A text of words alone, such as `blue` or `no solution`, in one spelling."""
+    plain = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
+    plain = re.sub(r"\s+", " ", plain).strip(" .'\"").replace("-", " ")
+    if not _WORD.fullmatch(plain):
+        return "no" if plain.lower() == "no" and plain else None
+    if re.search(r"\b(?:sin|cos|tan|log|ln|exp|sqrt|pi|max|min)\b", plain):
+        return None
+    is_formula = re.fullmatch(r"[a-z]{3}", plain) and "\\text" not in text and plain in _PRODUCTS
+    return None if is_formula else re.sub(r"^(?:the|a|an) ", "", plain.lower())
+
+
+_PRODUCTS = {"abc", "xyz", "mnp", "pqr", "bca", "cab", "acb", "bac", "cba", "xzy", "zyx", "yxz",
+             "zxy", "yzx"}  # fmt: skip
