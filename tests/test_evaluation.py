@@ -152,7 +152,7 @@ def test_validate_is_full_on_the_command_line_and_greedy_within_a_fit(tmp_path, 
     cli.model.sampler = spy
     [greedy] = cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
     assert greedy["val/accuracy"] == logged["val/accuracy"]
-    quick = {"accuracy", "reward", "mean_length", "truncated_fraction"}
+    quick = {"accuracy", "reward", "mean_length", "truncated_fraction", "verifier_failures"}
     assert greedy.keys() == {f"val/{name}" for name in quick}
     assert sampled == [0.0, 0.0], "one greedy call for each batch"
     assert not (tmp_path / "evaluation.json").exists()

@@ -40,7 +40,9 @@ class CompletionLog(EveryNEpochs):
         if batch_idx > 0 or not self.is_due(trainer) or not getattr(batch, "completions", None):
             return
         shown = completion_records(batch)[: self.count]
-        known = {(record["prompt"], record["completion"]) for record in shown if record["failure"]}
+        known = {
+            (record["prompt"], record["completion"]) for record in shown if "failure" in record
+        }
         shown += [r for r in first_failures(trainer) if (r["prompt"], r["completion"]) not in known]
         self.write(trainer, shown)
 
@@ -79,12 +81,14 @@ class CompletionLog(EveryNEpochs):
 
     def table(self, records: list[dict[str, Any]]) -> str:
         """A markdown table; text of the model is escaped, since TensorBoard renders markup."""
-        rows = ["| prompt | completion | answer | reward | failure |", "|---|---|---|---|---|"]
+        failed = any(record.get("failure") for record in records)
+        head = "| prompt | completion | answer | reward |" + (" failure |" if failed else "")
+        rows = [head, "|---|---|---|---|" + ("---|" if failed else "")]
         for record in records:
             texts = (self.escape(record[key]) for key in ("prompt", "completion", "answer"))
             reward = "" if record["reward"] is None else f"{record['reward']:.3f}"
-            failure = self.escape(record["failure"] or "")
-            rows.append(f"| {' | '.join(texts)} | {reward} | {failure} |")
+            row = f"| {' | '.join(texts)} | {reward} |"
+            rows.append(f"{row} {self.escape(record.get('failure') or '')} |" if failed else row)
         return "\n".join(rows)
 
     def escape(self, text: str) -> str:
@@ -97,7 +101,7 @@ class CompletionLog(EveryNEpochs):
 def completion_records(rollouts: Rollouts) -> list[dict[str, Any]]:
     """One plain record for each completion; the reward is None where none was computed.
 
-    A failure is the reason why the verifier gave no score, None where it did.
+    Where the verifier gave no score, `failure` has the reason.
     """
     rewards = [None] * len(rollouts) if rollouts.rewards is None else rollouts.rewards.tolist()
     return [
@@ -107,7 +111,7 @@ def completion_records(rollouts: Rollouts) -> list[dict[str, Any]]:
             "answer": prompt.problem.answer,
             "reward": reward,
             "truncated": bool(truncated),
-            "failure": failure,
+            **({"failure": failure} if failure else {}),
         }
         for prompt, completion, reward, truncated, failure in zip(
             rollouts.prompts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import lru_cache
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlsgd.core.problems import Problem
 from rlsgd.rewards.base import Reward, Trial
-from rlsgd.rewards.extract import EXTRACTORS, Extract, check_extract
+from rlsgd.rewards.extract import EXTRACTORS, Extract, check_extract, read_number
 
 if TYPE_CHECKING:
     from reasoning_gym.dataset import ProceduralDataset
@@ -22,6 +23,7 @@ _WRAPPED = {
     "boxed": "\\boxed{{{}}}",
 }
 _GARBAGE = "zq7 no answer to this 314159265"
+_NO_NUMBER = re.compile(r"(?<![a-z])nan(?:[ij]?\b)", re.IGNORECASE)
 
 
 class ReasoningGymScore(Reward):
@@ -54,6 +56,8 @@ class ReasoningGymScore(Reward):
         answer = None if part is None else EXTRACTORS[self.extract](part)
         if answer is None:
             return 0.0
+        if _NO_NUMBER.search(answer) and not _NO_NUMBER.search(problem.answer):
+            return 0.0  # no comparison with nan is true, and some verifiers ask the other way round
         config = json.dumps(problem.metadata["source_config"], sort_keys=True)
         dataset = _scoring_dataset(problem.metadata["source_dataset"], config)
         return dataset.score_answer(answer, problem.metadata["entry"])
@@ -70,14 +74,17 @@ class ReasoningGymScore(Reward):
         """The answer on record is right, and garbage is not."""
         name = self.source(problem)
         wrapped = _WRAPPED[self.extract].format
-        trials = [
-            Trial(
-                wrapped(_GARBAGE),
-                False,
-                f"--data.task.name {name}: its verifier gives any answer full marks, so there is "
-                "nothing to learn; choose another data set",
+        refusal = (
+            f"--data.task.name {name}: its verifier gives any answer full marks, so there is "
+            "nothing to learn; choose another data set"
+        )
+        trials = [Trial(wrapped(_GARBAGE), False, refusal)]
+        if problem.answer and read_number(problem.answer) != 0:
+            refusal = (
+                f"--data.task.name {name}: its verifier gives '0' full marks where the answer is "
+                f"{problem.answer[:60]!r}; choose another data set"
             )
-        ]
+            trials.append(Trial(wrapped("0"), False, refusal))
         if problem.answer and EXTRACTORS[self.extract](wrapped(problem.answer)) == problem.answer:
             refusal = (
                 f"--data.task.name {name}: its verifier does not give its own answer "
