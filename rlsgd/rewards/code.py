@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 from rlsgd.core.problems import Problem
@@ -15,7 +17,7 @@ from rlsgd.rewards.sandbox.session import SandboxError
 
 Scoring = Literal["all", "fraction"]
 
-_FENCE = re.compile(r"^```[ \t]*(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```[ \t]*$", re.M | re.S)
+_OPENING = re.compile(r"```[ \t]*(?P<language>\w*)")
 
 
 class PythonTests(Reward):
@@ -110,10 +112,24 @@ def default_sandbox(*, allow_unsandboxed: bool) -> Sandbox:
 
 def extract_code(completion: str) -> str:
     """The program in a completion: its last fenced block of Python, or all of it."""
-    blocks = list(_FENCE.finditer(completion))
-    marked = [block for block in blocks if block["language"].lower() in ("python", "py")]
-    chosen = (marked or blocks)[-1:]
-    return chosen[0]["code"] if chosen else completion
+    blocks = list(fenced_blocks(completion))
+    marked = [code for language, code in blocks if language.lower() in ("python", "py")]
+    chosen = (marked or [code for _, code in blocks])[-1:]
+    return chosen[0] if chosen else completion
+
+
+def fenced_blocks(text: str) -> Iterator[tuple[str, str]]:
+    """Language and content of each block of Markdown that is closed; one pass over the lines."""
+    language, lines = None, []
+    for line in io.StringIO(text, newline="\n"):
+        if language is None:
+            opening = _OPENING.match(line) if line.endswith("\n") else None
+            language, lines = (opening["language"], []) if opening else (None, [])
+        elif line.startswith("```") and not line[3:].strip(" \t\n"):
+            yield language, "".join(lines)
+            language = None
+        else:
+            lines.append(line)
 
 
 def column(problem: Problem, name: str, flag: str) -> Any:

@@ -8,9 +8,9 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Literal, get_args
 
+MOST_DIGITS = 4000  # of a number; Python writes no more than 4,300
 Extract = Literal["whole", "last_number", "answer_tag", "boxed"]
 
-_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(?P<brace>\{)|(?P<bare>[^\s{}$\\]))")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace, of a set, is passed over
 _UNSIGNED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
@@ -29,8 +29,13 @@ def whole(text: str) -> str | None:
 
 def answer_tag(text: str) -> str | None:
     """What stands between the last `<answer>` and `</answer>`, as reasoning_gym reads it."""
-    found = _ANSWER_TAG.findall(text)
-    return found[-1].strip() if found else None
+    found, place = None, 0
+    while (start := text.find("<answer>", place)) >= 0:
+        end = text.find("</answer>", start)
+        if end < 0:
+            break
+        found, place = text[start + len("<answer>") : end], end + len("</answer>")
+    return None if found is None else found.strip()
 
 
 def boxed(text: str) -> str | None:
@@ -71,7 +76,7 @@ def last_number(text: str) -> str | None:
 def read_number(text: str) -> Fraction | None:
     """The exact value of the last number of the text, so that 0.5, 1/2 and .50 are equal."""
     match = _last_match(text)
-    if match is None:
+    if match is None or len(match.group()) > MOST_DIGITS:
         return None
     digits = re.sub(r"[,$\s]", "", match["numerator"])
     value = Fraction(Decimal(digits)) * Fraction(10) ** int(match["exponent"] or 0)

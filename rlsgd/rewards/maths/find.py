@@ -21,7 +21,7 @@ _LETTER = re.compile(
     r"\(?\s*(?:\\text(?:bf|rm|it)?\{)?\s*\(?([A-Z])\)?\s*\}?\s*(?:[).:]\s*.*)?", re.DOTALL
 )
 _SAID_LETTER = re.compile(
-    r"(?:answer|option|choice)\b\W{0,6}(?:(?i:is|are|option|choice)\W{0,6}){0,2}([A-Z])(?![A-Za-z'])",
+    r"(?i:answer|option|choice)\b\W{0,6}(?:(?i:is|are|option|choice)\W{0,6}){0,2}([A-Z])(?![A-Za-z'])",
 )
 _SENTENCE_END = re.compile(  # 5! ends no sentence
     r"(?<=\S)[.?](?=\s|$)|(?<=[^\s\d)}])!(?=\s|$)|\s+(?:because|since|which|so|as)\b"
@@ -59,9 +59,9 @@ def find_letter(completion: str) -> str | None:
     text = (tagged if tagged is not None else completion[-_TAIL:]).strip()
     lines = text.splitlines() or [""]
     said = _SAID_LETTER.findall(text)
-    last_line = re.fullmatch(r"[*($]*([A-Z])[*)$.]*", lines[-1].strip())
-    if last_line:
-        return last_line[1]
+    last = re.search(r"(?:^|[.:;,]\s)[*($\s]*([A-Z])[*)$.\s]*$", lines[-1])
+    if last:
+        return last[1]
     if said:
         return said[-1]
     return letter_of(text) if len(lines) == 1 and re.match(r"\(?[A-Z][).:]", text) else None

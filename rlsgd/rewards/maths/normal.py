@@ -43,14 +43,20 @@ _ROOT = re.compile(r"(\\sqrt(?:\[\d+\])?)\s*(\d+(?:\.\d+)?|[A-Za-z]|\([^()]*\))"
 
 def normalised(text: str) -> str:
     """The text without delimiters, sizes and fonts, and with LaTeX for Unicode's mathematics."""
-    text = _without_delimiters(_latex_for_unicode(text.strip()))
+    text = _without_delimiters(_latex_for_unicode(text.strip().lstrip("#").strip()))
+    if text.startswith("$") and text.count("$") % 2 == 0:  # $x = 2$ or $x = 3$
+        text = text.replace("$", "")
     for pattern, new in _PATTERNS:
         text = pattern.sub(new, text)
     text = _SHORT_FRACTION.sub(lambda m: f"\\frac{{{_bare(m[1])}}}{{{_bare(m[2])}}}", text)
     text = _ROOT.sub(lambda m: f"{m[1]}{{{m[2].strip('()')}}}", text)
     text = re.sub(r"(?<![A-Za-z\\])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"\s+", " ", text.replace("**", "^")).strip()
-    return _without_delimiters(re.sub(r"[.,;:]+$", "", text).strip())
+    if re.search(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![a-z])", text):
+        text = re.sub(r"(\d+(?:\.\d+)?) degrees", r"{\\frac{\1\\pi}{180}}", text)
+    text = _without_delimiters(re.sub(r"[.,;:]+$", "", text).strip())
+    whole = re.fullmatch(r"\\text\s*\{([^{}]*)\}", text)
+    return whole[1].strip() if whole else text
 
 
 def is_too_large(text: str) -> bool:
@@ -64,9 +70,10 @@ def is_too_large(text: str) -> bool:
     tower = re.search(
         r"(?:\^|\*\*)\s*[{(]?\s*\d+\s*(?:\^|\*\*)\s*[{(]?\s*\d{2,}", text
     ) or re.search(r"(?:\^[{(]?\s*\d+\s*){3,}", text)
+    expansion = re.search(r"\([^()]*[A-Za-z][^()]*\)\s*\^\s*\{?\s*\d{3,}", text)
     big_sum = re.search(r"\\(?:sum|prod|binom)", text) and re.search(r"\d{5,}", text)
     long = len(text) > MOST_CHARACTERS or deepest > MOST_NESTED or len(powers) > 40
-    return bool(long or huge or tower or big_sum)
+    return bool(long or huge or tower or expansion or big_sum)
 
 
 def without_spaces(text: str) -> str:

@@ -56,7 +56,7 @@ _TIME = re.compile(
 
 
 class Quantity(NamedTuple):
-    """An exact value; `decimals` where it was written with a decimal point."""
+    """An exact value; `is_decimal` where it was written with digits after the point."""
 
     value: Fraction
     unit: str = ""
@@ -91,7 +91,8 @@ def read_quantity(text: str) -> Quantity | None:
         own = read_unit(rest, spaced=spaced)
         if value is None or own is None or (unit and own and own != unit):
             return None
-        return Quantity(sign * value, unit or own, kind in ("decimal", "scientific"))
+        is_decimal = kind in ("decimal", "scientific") and value.denominator > 1
+        return Quantity(sign * value, unit or own, is_decimal)
     return None
 
 
@@ -126,7 +127,7 @@ def read_unit(text: str, *, spaced: bool) -> str | None:
 
 def read_time(text: str) -> ClockTime | None:
     """A time of day, `12:00` or `3:30 pm`; None where the text is something else."""
-    match = _TIME.fullmatch(text.strip())
+    match = _TIME.fullmatch(re.sub(r"\s*(?:\\text\{\s*)?noon\s*\}?$", "", text.strip()))
     if match is None or bool(match[4]) != bool(match[5]):
         return None
     hours, minutes, seconds = (int(group or 0) for group in match.groups()[:3])

@@ -13,8 +13,11 @@ _VARIABLE = re.compile(r"\s*[A-Za-z]\w{0,2}\s*")
 
 
 class Structure(NamedTuple):
-    """Its kind, and its parts as texts. Kinds: `set` (also a bare list), `union`, and the two
-    brackets of a tuple or interval, such as `()` or `[)`."""
+    """Its kind, and its parts as texts.
+
+    Kinds are `set` (also a bare list), `union`, `:` for a ratio, and the two brackets of a tuple or
+    interval, such as `()` or `[)`.
+    """
 
     kind: str
     parts: list[str]
@@ -25,6 +28,8 @@ def read_structure(text: str) -> Structure | None:
     text = re.sub(r"^[A-Za-z]\s*\\in(?![a-z])\s*", "", text.strip())
     if re.search(r"\\begin\s*\{", text):
         return None
+    if re.fullmatch(r"[\d.]+(?:\s*:\s*[\d.]+)+", text):
+        return Structure(":", text.split(":"))
     pieces = split_at_top(text, r"\cup")
     if len(pieces) > 1:
         return Structure("union", pieces)
