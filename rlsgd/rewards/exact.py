@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlsgd.core.problems import Problem
 from rlsgd.rewards.base import Reward
-from rlsgd.rewards.extract import EXTRACTORS, Extract, check_extract, read_number
+from rlsgd.rewards.extract import EXTRACTORS, Extract, check_extract, last_number, read_number
 
 
 class ExactAnswer(Reward):
@@ -42,7 +42,10 @@ class ExactAnswer(Reward):
             return None
         if self.extract == "last_number":
             number = read_number(part)
-            return None if number is None else str(number)
+            try:
+                return None if number is None else str(number)
+            except ValueError:  # Python writes no more than 4,300 digits
+                return last_number(part)
         found = EXTRACTORS[self.extract](part)
         return None if found is None else self._fold(found)
 

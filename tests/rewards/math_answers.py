@@ -1,5 +1,7 @@
 """Answers, right and wrong, by the form of the answer on record."""
 
+# ruff: noqa: RUF001 (characters that look like others belong to the table)
+
 # answer on record: (right ones, wrong ones), each of them in a box
 BOXED: dict[str, tuple[list[str], list[str]]] = {
     # whole numbers and decimals
@@ -10,7 +12,8 @@ BOXED: dict[str, tuple[list[str], list[str]]] = {
               ["1,2,34", "1.234", "234", "(1,234)"]),
     "0.5": (["1/2", r"\frac12", "50%", ".5", "0.50", "½", r"\frac{1}{2}"],
             ["0.51", "5", "1/3", "2", "0.5x"]),
-    "123456789012345678901": (["123456789012345678901"], ["123456789012345678902", "1.2345678901e20"]),
+    "123456789012345678901": (["123456789012345678901"],
+        ["123456789012345678902", "1.2345678901e20"]),
     "3.14": (["3.14", "157/50"], [r"\pi", "3.1415", "3.1"]),
     # fractions and mixed numbers
     r"\frac{1}{3}": (["1/3", r"\dfrac{2}{6}", "0.333333", r"0.\overline{3}"],
@@ -31,33 +34,41 @@ BOXED: dict[str, tuple[list[str], list[str]]] = {
                  ["1250", "€12.50", "12.05", r"12.50\text{ cents}"]),
     "5 km/h": (["5", "5 km/h", r"5\text{ km/h}", r"5 \, \mathrm{km/h}", "5.0 kph"],
                ["6 km/h", "5 m/s", "5 h", "50"]),
-    "18 dollars": (["18", r"\$18", "$18.00", r"18 \text{ dollars}"], ["18%", "81", r"18\text{ cents}"]),
+    "18 dollars": (["18", r"\$18", "$18.00", r"18 \text{ dollars}"],
+        ["18%", "81", r"18\text{ cents}"]),
     r"12 \text{ cm}^2": (["12", r"12\text{ cm}^2", r"12\text{ square centimeters}"],
                          ["144", r"12\text{ cm}^3", r"12\text{ m}^2"]),
-    r"30^\circ": (["30", r"30^{\circ}", "30°", r"30\text{ degrees}"], ["60", r"\frac{\pi}{6}", "3"]),
+    r"30^\circ": (["30", r"30^{\circ}", "30°", r"30\text{ degrees}"],
+        ["60", r"\frac{\pi}{6}", "3"]),
     "50%": (["50", r"50\%", "0.5", r"\frac{1}{2}"], ["5", "0.05", r"500\%"]),
     "12:00": (["12:00", r"12\!:\!00", r"12:00 \text{ pm}"], ["12", "1:00", "12:30", "1200"]),
     "3:30 pm": (["3:30 PM", "15:30", r"3:30 \text{ p.m.}"], ["3:30 am", "3:03 pm", "330"]),
     # roots and constants
-    "√2": ([r"\sqrt{2}", "√2", r"\sqrt2", "2^{1/2}", "1.414214"], ["2", "1.41", r"\sqrt{3}", r"-\sqrt{2}"]),
+    "√2": ([r"\sqrt{2}", "√2", r"\sqrt2", "2^{1/2}", "1.414214"],
+        ["2", "1.41", r"\sqrt{3}", r"-\sqrt{2}"]),
     r"2\sqrt{3}": ([r"\sqrt{12}", "2√3", r"\frac{6}{\sqrt{3}}"], [r"3\sqrt{2}", r"\sqrt{6}", "12"]),
-    r"\frac{\pi}{4}": ([r"\pi/4", "π/4", r"0.25\pi", r"\frac{1}{4}\pi"], ["0.78", r"\frac{4}{\pi}", "45"]),
-    r"5\sqrt{2} \text{ cm}": ([r"5\sqrt{2}", r"5\sqrt2\text{ cm}", r"\sqrt{50}"], [r"5\sqrt{2}\text{ m}", "50"]),
+    r"\frac{\pi}{4}": ([r"\pi/4", "π/4", r"0.25\pi", r"\frac{1}{4}\pi"],
+        ["0.78", r"\frac{4}{\pi}", "45"]),
+    r"5\sqrt{2} \text{ cm}": ([r"5\sqrt{2}", r"5\sqrt2\text{ cm}", r"\sqrt{50}"],
+        [r"5\sqrt{2}\text{ m}", "50"]),
     "5!": (["120", "5!"], ["5", "24"]),
     r"\binom{5}{2}": (["10", r"\binom{5}{3}"], ["20", r"\binom{5}{1}"]),
     "2^{10}": (["1024", "2^{10}", "4^5"], ["20", "2^{11}", "1023"]),
     r"\infty": ([r"\infty", "∞"], ["0", r"-\infty"]),
     # sets, tuples and intervals
-    r"\{1, 2\}": ([r"\{2, 1\}", "1, 2", "1 and 2", r"\left\{1,2\right\}", r"x = 1 \text{ or } x = 2"],
+    r"\{1, 2\}": ([r"\{2, 1\}", "1, 2", "1 and 2", r"\left\{1,2\right\}",
+        r"x = 1 \text{ or } x = 2"],
                   ["(1, 2)", "[1, 2]", "1", r"\{1, 3\}", r"\{1,2,3\}", "12"]),
     "(1, 2)": (["(1,2)", r"\left(1, 2\right)", r"(1, \frac{4}{2})"],
                ["(2, 1)", r"\{1, 2\}", "[1, 2]", "(1, 2, 3)", "[1,2)", "12"]),
     r"[0, \infty)": ([r"[0,\infty)", r"x \ge 0", r"x \in [0, \infty)", r"0 \le x"],
                      [r"(0,\infty)", "x > 0", r"[0, \infty]", r"\{0, \infty\}"]),
     r"(-\infty, 1) \cup (2, \infty)": ([r"(2,\infty)\cup(-\infty,1)"],
-                                       [r"(-\infty, 1] \cup (2, \infty)", r"(-\infty, 1)", r"(-\infty,\infty)"]),
+                                       [r"(-\infty, 1] \cup (2, \infty)", r"(-\infty, 1)",
+        r"(-\infty,\infty)"]),
     "-2, 2": (["2, -2", r"\pm 2", "x = -2, 2", r"\{-2,2\}"], ["2", "-2", "(2, -2)", "-2, 2, 0"]),
-    r"3 \pm \sqrt{2}": ([r"3+\sqrt{2}, 3-\sqrt{2}", r"3 \pm \sqrt 2"], [r"3 + \sqrt{2}", r"2 \pm \sqrt{3}"]),
+    r"3 \pm \sqrt{2}": ([r"3+\sqrt{2}, 3-\sqrt{2}", r"3 \pm \sqrt 2"],
+        [r"3 + \sqrt{2}", r"2 \pm \sqrt{3}"]),
     r"\emptyset": ([r"\emptyset", r"\varnothing", "∅"], ["0", r"\{0\}"]),
     # algebra
     "x^2 + 2x + 1": (["(x+1)^2", "x^2+2x+1", "1+2x+x^2"], ["x^2+1", "(y+1)^2", "x^2+2x+2", "4"]),

@@ -1,0 +1,87 @@
+"""A table of answers: what equals the answer on record, by form, and what does not."""
+
+import time
+
+import pytest
+
+from rlsgd.core.problems import Problem
+from rlsgd.rewards import MathVerify, Scorer
+from tests.rewards.math_answers import BOXED, COMPLETIONS
+
+NESTED = "1"
+for _ in range(400):
+    NESTED = rf"\frac{{1}}{{1+{NESTED}}}"
+
+
+@pytest.fixture(scope="module")
+def reward():
+    reward = MathVerify()
+    reward.prepare()
+    return reward
+
+
+@pytest.mark.parametrize("gold", BOXED)
+def test_right_answers_are_accepted_and_wrong_ones_are_not(reward, gold):
+    right, wrong = BOXED[gold]
+    scores = {a: reward.score(rf"so \boxed{{{a}}}", Problem("q", gold)) for a in right + wrong}
+    assert scores == {**dict.fromkeys(right, 1.0), **dict.fromkeys(wrong, 0.0)}
+
+
+def test_the_table_has_more_than_two_hundred_answers():
+    assert sum(len(answers) for forms in BOXED.values() for answers in forms) > 200
+
+
+@pytest.mark.parametrize(("completion", "gold", "score"), COMPLETIONS)
+def test_the_answer_is_found_in_the_completion(reward, completion, gold, score):
+    assert reward.score(completion, Problem("q", gold)) == score
+
+
+def test_thinking_is_looked_through_where_no_tags_are_set():
+    reward = MathVerify()
+    reward.look_after(None)
+    assert reward.score(r"<think>maybe \boxed{5}", Problem("q", "5")) == 1.0
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        rf"\boxed{{{NESTED}}}",
+        f"${NESTED}$",
+        r"\boxed{9^{9^{9^{9}}}}",
+        r"\boxed{10^{1000000}}",
+        r"\boxed{99999999!}",
+        r"\boxed{(x+y+z)^{99999}}",
+        r"\boxed{" * 5000,
+        "$" * 40_000,
+        "9" * 40_000,
+    ],
+    ids=lambda text: text[:20],
+)
+def test_what_is_too_large_is_refused_unread(reward, bomb, monkeypatch):
+    monkeypatch.setattr("rlsgd.rewards.maths.equality.expression", pytest.fail)
+    assert reward.score(bomb, Problem("q", "2")) == 0.0
+
+
+def test_an_answer_over_budget_is_a_failure_and_its_neighbours_are_scored(monkeypatch):
+    begin = time.process_time()
+    monkeypatch.setattr("rlsgd.rewards.math.BUDGET_SECONDS", 0.2)
+
+    def forever(*_):
+        while True:
+            pass
+
+    monkeypatch.setattr("rlsgd.rewards.maths.equality.expression", forever)
+    with pytest.raises(TimeoutError, match=r"no verdict within 0.2 seconds of processor time"):
+        MathVerify().score(r"\boxed{x+1}", Problem("q", "1+x"))
+    assert time.process_time() - begin > 0.1, "it was the budget that ended it"
+
+
+def test_a_bomb_restarts_no_worker():
+    with Scorer(MathVerify(), timeout_seconds=60) as scorer:
+        scorer.wait_until_ready()
+        [worker] = scorer._workers
+        pool = worker._pool
+        bombs = [rf"\boxed{{{NESTED}}}", r"\boxed{7}"]
+        scores = scorer.score(bombs, [Problem("q", "7")] * 2)
+        assert (scores.rewards, scores.failures) == ([0.0, 1.0], [None, None])
+        assert worker._pool is pool
