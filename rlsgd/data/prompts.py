@@ -285,10 +285,9 @@ class PromptDataModule(TokenizedDataModule):
         return reward
 
     def _check_lengths(self, stage: str) -> None:
-        """Measure all rows of the sets that a stage uses, once each."""
         held_out: Split = "validation" if stage in ("fit", "validate") else "test"
-        used: list[Split] = ["train", held_out] if stage == "fit" else [held_out]
-        new = [split for split in used if split not in self._measured]
+        used: tuple[Split, ...] = ("train", held_out) if stage == "fit" else (held_out,)
+        new: list[Split] = [split for split in used if split not in self._measured]
         check_lengths(self.task, new, self.renderer, self.overlong, self.val_problems)
         self._measured.update(new)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedTokenizerBase
 
 
@@ -22,10 +24,11 @@ class CompletionReader:
     ) -> None:
         self.tokenizer = tokenizer
         self.opening = None if thinking_tags is None else thinking_tags[0]
-        special = {*tokenizer.all_special_ids, *_special_added(tokenizer)}
-        kept = special if keep_special_tokens else set()
+        special: set[Any] = {*tokenizer.all_special_ids, *_special_added(tokenizer)}
+        kept: set[Any] = set(special) if keep_special_tokens else set()
         if thinking_tags is not None:
-            kept |= special & {tokenizer.convert_tokens_to_ids(tag) for tag in thinking_tags}
+            ids: Any = [tokenizer.convert_tokens_to_ids(tag) for tag in thinking_tags]
+            kept |= special & set(ids)
         self.kept = kept
         self.special = special
 
@@ -38,7 +41,8 @@ class CompletionReader:
         """
         if not self.kept:
             return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
-        dropped = (self.special - self.kept) | {self.tokenizer.pad_token_id, *ends}
+        pad: Any = self.tokenizer.pad_token_id
+        dropped = (self.special - self.kept) | {pad, *ends}
         kept = [token_id for token_id in token_ids if token_id not in dropped]
         return str(self.tokenizer.decode(kept, skip_special_tokens=False))
 

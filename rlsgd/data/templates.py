@@ -107,7 +107,8 @@ class ChatTemplate:
             _, found, tail = self.text(turns, prompt=False).rpartition(_ASSISTANT)
         except ValueError:
             return None  # a template of single questions
-        added = set(self.tokenizer.get_added_vocab().values()) | set(self.tokenizer.all_special_ids)
+        tokenizer: Any = self.tokenizer
+        added = set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids)
         for token_id in self.token_ids(tail) if found else []:
             if token_id in added:
                 return token_id

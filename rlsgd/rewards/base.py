@@ -176,7 +176,7 @@ def grade_batch_safely(
 ) -> list[Grade]:
     """Grade a list at once; each value that is no finite number is a failure of its completion."""
     try:
-        values = reward.score_batch(completions, problems)
+        values: Any = reward.score_batch(completions, problems)
         if hasattr(values, "tolist"):  # an array or a tensor
             values = values.tolist()
         if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):

@@ -94,14 +94,14 @@ class Scorer:
         self.close()
 
     def _grade(self, items: list[Item]) -> list[Grade]:
+        if not items:
+            return []
         if not self._workers and isinstance(self.reward, BatchReward):
             return grade_batch_safely(self.reward, *map(list, zip(*items, strict=True)))
         if not self._workers:
             return [grade_safely(self.reward, *item) for item in items]
         sharing = 1 if isinstance(self.reward, BatchReward) else len(self._workers)
         share = math.ceil(len(items) / sharing)
-        if share == 0:
-            return []
         chunks = [items[i : i + share] for i in range(0, len(items), share)]
         with ThreadPoolExecutor(len(chunks)) as threads:
             graded = threads.map(IsolatedWorker.grade, self._workers, chunks)
