@@ -70,6 +70,10 @@ def recognised(
         named = question in (None, layout.question) and answer in (None, layout.answer)
         if named and _fits(layout, table):
             return layout.question, layout.answer, layout
+    if (question is None) != (answer is None):  # the other one as its layout has it
+        for layout in LAYOUTS:
+            if _fits(layout, table):
+                return question or layout.question, answer or layout.answer, None
     return question or "question", answer or "answer", None
 
 
