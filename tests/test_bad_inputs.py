@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from rlsgd.cli.main import main
+from rlsgd.cli.main import TRAINING, main
 from rlsgd.models.loading import EMBEDDED
 
 FIT = ["fit", "--config", "configs/grpo_embedded.yaml"]
@@ -70,6 +70,10 @@ CASES = [
         "--model.lr_scheduler ReduceLROnPlateau: waits for a metric",
     ),
     (fit("--model.lr_scheduler=StepLR"), "--model.lr_scheduler.step_size: is missing .StepLR"),
+    (
+        fit("--model.lr_scheduler=CosineAnnealingLR", "--model.lr_scheduler.T_max=0"),
+        "--model.lr_scheduler CosineAnnealingLR: integer modulo by zero; change that argument",
+    ),
     # values of the trainer
     (fit("--trainer.accelerator=quantum"), "--trainer.accelerator quantum: "),
     (fit("--trainer.accelerator=tpu"), "--trainer.accelerator tpu: "),
@@ -126,6 +130,7 @@ CASES = [
     (["test", *FIT[1:], "--data.val_problems=0"], "--data.val_problems is 0, which leaves nothing"),
     (["predict", *FIT[1:], "--model.policy=/no/such"], "--model.policy /no/such: no such folder"),
     # other commands
+    (["fit"], "--data, --model: is missing"),
     (["fitt"], "fitt: there is no such command; did you mean fit?"),
     (["study"], "CONFIG: is missing"),
     (["study", "none.yaml"], "CONFIG none.yaml does not exist"),
@@ -184,7 +189,7 @@ def files(tmp_path_factory) -> Path:
 def test_one_line_and_nothing_left(argv, expected, files, tmp_path, capfd, monkeypatch):
     argv = [word.replace("{}", str(files)) for word in argv]
     run = tmp_path / "run"
-    if argv[0] in ("fit", "validate", "test", "predict") and "default_root" not in " ".join(argv):
+    if len(argv) > 1 and argv[0] in TRAINING and "default_root" not in " ".join(argv):
         argv.append(f"--trainer.default_root_dir={run}")
     monkeypatch.setattr("rlsgd.rollout.sampler.HFSampler.sample", None)  # nothing may be sampled
     assert main(argv) == 2

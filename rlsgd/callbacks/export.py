@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,17 @@ class HFExport(Callback):
     ) -> None:
         self.folder = folder
         self.dtype = dtype
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.folder is None:
+            return
+        folder = Path(self.folder).absolute()
+        there = next(one for one in (folder, *folder.parents) if one.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise ValueError(
+                f"--trainer.callbacks: HFExport.folder {folder}: {there} cannot be written to; "
+                "name another folder"
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module

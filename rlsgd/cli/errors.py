@@ -140,7 +140,8 @@ def explain_trainer(error: Exception, settings: Any) -> str:
     if not names:
         return f"--trainer: {message}"
     name = max(names, key=lambda one: (f"`{one}" in message or f"({one}" in message, len(one)))
-    return f"--trainer.{name} {settings.get(name)}: {message}"
+    fix = "; --trainer.accelerator cpu needs none" if "gpu backend" in message else ""
+    return f"--trainer.{name} {settings.get(name)}: {message}{fix}"
 
 
 def explain_class(error: Exception, config: Any) -> str | None:
@@ -155,6 +156,8 @@ def explain_class(error: Exception, config: Any) -> str | None:
             "--data.chat_template false does without"
         )
     made = {path: flag for flag, path in _classes(config)}
+    if isinstance(error, TypeError) and _is_ours(error):
+        return None  # a bug
     traceback, found = error.__traceback__, None
     while traceback is not None:
         if traceback.tb_frame.f_code.co_name in LOADS_MODEL:
@@ -171,6 +174,14 @@ def explain_class(error: Exception, config: Any) -> str | None:
     if found is None:
         return None
     return f"{found}: {_last_words(text)}"
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether a line of rlsgd raised it."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and traceback.tb_frame.f_globals["__name__"].startswith("rlsgd.")
 
 
 def class_names(near: str) -> list[str]:

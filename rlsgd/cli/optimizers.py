@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -36,12 +37,18 @@ def check_optimizers(trainer: Trainer, model: PolicyModule) -> None:
                     "stepped by epochs alone; use another, such as "
                     "torch.optim.lr_scheduler.ExponentialLR"
                 )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # no optimizer has stepped
+                _tried("--model.lr_scheduler", model.lr_scheduler, optimizer, steps=True)
 
 
-def _tried(flag: str, factory: Any, given: Any) -> Any:
+def _tried(flag: str, factory: Any, given: Any, *, steps: bool = False) -> Any:
     try:
-        return factory(given)
-    except (ValueError, TypeError, RuntimeError) as error:
+        made = factory(given)
+        if steps:
+            made.step()
+        return made
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
         message = one_line(str(error))
         if message.startswith("--"):
             raise

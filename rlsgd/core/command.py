@@ -143,8 +143,7 @@ def explain(message: str, flags: list[str]) -> str:
         wrong = found[1].partition("=")[0]
         return f"{wrong}: there is no such argument{did_you_mean(wrong, flags) or HELP}"
     if found := re.search(r"the following arguments are required: (.+)", message):
-        flag = f"--{found[1]}" if f"--{found[1]}" in flags else found[1]
-        return f"{flag}: is missing{HELP}"
+        return f"{', '.join(_flag(name, flags) for name in found[1].split(', '))}: is missing{HELP}"
     if found := re.search(r"argument (\S+): invalid choice: '?([^' ]*)'?.*?\((.*)\)", message):
         known = re.findall(r"[\w.-]+", found[3].removeprefix("choose from"))
         advice = did_you_mean(found[2], known) or f"; there are {', '.join(known)}"
@@ -157,6 +156,12 @@ def explain(message: str, flags: list[str]) -> str:
             return f"{flag} {wrong[2]}: must be {wrong[1]}"
         return f"{flag}: {found[2] or message}"
     return message
+
+
+def _flag(name: str, flags: list[str]) -> str:
+    """The flag of a setting, which may have its command before it."""
+    names = (name, name.partition(".")[2])
+    return next((f"--{one}" for one in names if f"--{one}" in flags), name)
 
 
 HELP = "; --help lists them"
