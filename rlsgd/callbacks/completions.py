@@ -26,7 +26,7 @@ class CompletionLog(EveryNEpochs):
     Args:
         every_n_epochs: cadence.
         count: completions shown.
-        max_characters: of each text in TensorBoard; the JSONL file has them whole.
+        max_characters: length of each text in TensorBoard; the JSONL file has them whole.
     """
 
     def __init__(self, every_n_epochs: int = 1, count: int = 8, max_characters: int = 2000) -> None:

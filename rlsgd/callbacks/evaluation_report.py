@@ -22,7 +22,7 @@ class EvaluationReport(Callback):
     has neither time nor place in it: an evaluation that is repeated writes the same bytes.
 
     Args:
-        per_problem: also write every metric of every problem, in the order of the problems.
+        per_problem: record of every metric of every problem, in the order of the problems.
     """
 
     def __init__(self, per_problem: bool = False) -> None:

@@ -25,8 +25,8 @@ class HFExport(Callback):
     its top-k or penalties, but whoever uses the model may want them.
 
     Args:
-        folder: where to; none means `hf/` in the run's folder.
-        dtype: of the weights that are written: `checkpoint` is the dtype that each tensor has in
+        folder: target folder; none means `hf/` in the run's folder.
+        dtype: dtype of the written weights: `checkpoint` is the dtype that each tensor has in
             the checkpoint that training started from. In bfloat16 an update that is small beside
             its weight rounds away; `float32` keeps every bit of what was trained.
     """

@@ -61,7 +61,7 @@ class OptimizerDynamics(ModelCallback):
 
     Args:
         every_n_epochs: cadence; the last epoch is always measured.
-        quantiles: of sqrt(v) and of effective learning rates, each in (0, 1].
+        quantiles: quantiles of sqrt(v) and of effective learning rates, each in (0, 1].
         spike_factor: a gradient norm is a spike above this times the running median.
         spike_window: the median is over this many steps before; the first 5 are not judged.
         shadow: keep Adam's m and v beside any optimizer, measured as `dynamics/shadow_...`. Costs
@@ -69,7 +69,7 @@ class OptimizerDynamics(ModelCallback):
             `peak_rss_bytes` (or on the device); a resumed run starts them anew, with its bias
             correction.
         shadow_betas: decay of m and of v.
-        shadow_lr: for the shadow's effective learning rate; 1e-6 is the paper's AdamW.
+        shadow_lr: learning rate of the shadow; 1e-6 is the paper's AdamW.
         shadow_eps: likewise.
         figures_every_n: draw figures at every n-th measurement and at the last; 0 is never.
         model: `policy`, or `value` for the critic, whose metrics are `value_dynamics/...`.

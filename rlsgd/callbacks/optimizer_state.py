@@ -78,7 +78,7 @@ class Dynamics:
         gradient: sum of squared gradients.
         momentum: sum of squares of the momentum that moved the weights.
         history: the momentum before the step, against the gradient.
-        distributions: by name, of sqrt(v) and of effective learning rates.
+        distributions: values by name, of sqrt(v) and of effective learning rates.
     """
 
     weight: float = 0.0

@@ -40,7 +40,7 @@ class StepVisibility(UpdateCallback):
         every_n_steps: cadence, in optimizer steps.
         horizons: the numbers of steps k; windows of k steps end at every multiple of
             `every_n_steps` that is at least k steps after the last one.
-        quantiles: of |dw| over half an ulp, each in (0, 1].
+        quantiles: quantiles of |dw| over half an ulp, each in (0, 1].
         model: `policy`, or `value` for the critic, whose metrics are `value_visibility/...`.
     """
 

@@ -35,7 +35,7 @@ class UpdateSparsity(UpdateCallback):
     Args:
         every_n_epochs: cadence; the last epoch is always measured.
         tolerances: absolute tolerances.
-        per_step: also compare with the weights before the epoch's last optimizer step, which are
+        per_step: comparison with the weights before the epoch's last optimizer step, which are
             put on disk for that moment.
         heatmap_every_n: draw the heatmap at every n-th measurement and at the last; 0 is never.
         model: `policy`, or `value` for the critic, whose metrics are `value_update/...`.

@@ -23,7 +23,7 @@ class TokenizedDataModule(LightningDataModule):
 
     Args:
         tokenizer: path of the model whose tokenizer is used.
-        seed: of the training data.
+        seed: seed of the training data.
     """
 
     positive_flags: ClassVar[tuple[str, ...]] = ()

@@ -27,7 +27,7 @@ class PromptDataModule(TokenizedDataModule):
     """Prompts for training, validation and test, and the reward for their completions.
 
     Args:
-        task: where problems come from.
+        task: source of the problems.
         tokenizer: path of the model whose tokenizer and chat template are used.
         prompts_per_epoch: prompts of one iteration, over all ranks together.
         group_size: completions sampled for each prompt.
@@ -37,7 +37,7 @@ class PromptDataModule(TokenizedDataModule):
         reward_failure_score: the reward of a completion whose verifier raised, hung or died.
         system_prompt: put before the question, as a system message if there is a chat template. A
             chat with a system message of its own keeps that instead.
-        chat_template: whether to apply the tokenizer's chat template; by default it is applied if
+        chat_template: use of the tokenizer's chat template; by default it is applied if
             the tokenizer has one.
         template_arguments: what the chat template is given besides, such as
             `enable_thinking: false`.
@@ -52,7 +52,7 @@ class PromptDataModule(TokenizedDataModule):
             are checked at the start.
         val_problems: the most validation problems, and the most test problems; 0 for none.
         val_batch_size: prompts in one validation or test batch of each rank.
-        seed: of the training problems. Validation and test do not depend on it.
+        seed: seed of the training problems. Validation and test do not depend on it.
     """
 
     positive_flags: ClassVar[tuple[str, ...]] = (

@@ -16,7 +16,7 @@ class PromptRenderer:
     """Renders questions as chats or as plain text and tokenizes them once.
 
     Args:
-        tokenizer: with or without a chat template.
+        tokenizer: tokenizer with or without a chat template.
         system_prompt: goes before the question.
         chat_template: True applies the tokenizer's template, False does not, None does if there
             is one.

@@ -25,7 +25,7 @@ class SolutionDataModule(PromptDataModule):
     `PromptDataModule` with `prompts_per_epoch = batches_per_epoch * batch_size`.
 
     Args:
-        task: where problems come from.
+        task: source of the problems.
         tokenizer: path of the model whose tokenizer and chat template are used.
         batches_per_epoch: batches of one epoch.
         batch_size: solutions of one batch, over all ranks together.

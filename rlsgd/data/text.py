@@ -47,8 +47,8 @@ class TextDataModule(TokenizedDataModule):
         path: a `.jsonl`, `.json`, `.parquet` or `.txt` file, a folder of such, or the name of a
             text prepared in the cache (`shakespeare`). All of it is kept in memory as tokens.
         tokenizer: path of the model whose tokenizer is used.
-        text_column: with the text, in JSON lines and Parquet.
-        txt_unit: what is one document in a `.txt` file: all of it, a `paragraph` (blank lines
+        text_column: column with the text, in JSON lines and Parquet.
+        txt_unit: one document in a `.txt` file: all of it, a `paragraph` (blank lines
             between them) or a `line`.
         sequence_length: tokens of a block; all but the first are predicted.
         batch_size: blocks of one batch, over all ranks together.
@@ -59,8 +59,8 @@ class TextDataModule(TokenizedDataModule):
         val_fraction: share of the distinct documents that is held out, one at least.
         val_blocks: the most validation blocks; 0 for none.
         val_batch_size: blocks in one validation batch of each rank.
-        split_seed: of the choice of held-out documents.
-        seed: of the order of the training blocks.
+        split_seed: seed of the choice of held-out documents.
+        seed: seed of the order of the training blocks.
     """
 
     positive_flags = ("batch_size", "batches_per_epoch", "val_batch_size")

@@ -19,7 +19,7 @@ class OptimizerContainer(Optimizer):
     The state dict has torch's format, parameters numbered through all groups.
 
     Args:
-        optimizers: at least one, over different parameters.
+        optimizers: optimizers, at least one, over different parameters.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:

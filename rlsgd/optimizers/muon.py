@@ -23,10 +23,10 @@ class MuonWithAdamW(OptimizerContainer):
         params: parameters, not groups of them.
         lr: learning rate of both, unless AdamW has its own.
         adamw_lr: AdamW's learning rate; none means `lr`, which suits `match_rms_adamw`.
-        weight_decay: of both, decoupled.
+        weight_decay: weight decay of both, decoupled.
         momentum: Muon's decay of the average of gradients.
-        nesterov: whether Muon looks ahead along that average.
-        adjust_lr_fn: how Muon's step depends on the shape [A, B]: `match_rms_adamw` is 0.2
+        nesterov: Muon's look ahead along that average.
+        adjust_lr_fn: dependence of Muon's step on the shape [A, B]: `match_rms_adamw` is 0.2
             sqrt(max(A, B)), the size of a step of AdamW (arXiv:2502.16982); `original` is
             sqrt(max(1, A / B)).
         betas: AdamW's decays.

@@ -35,7 +35,7 @@ class AssertTests(PythonTests):
         scoring: `all` scores 1 if every test passes, else 0; `fraction` scores the share that does.
         seconds: wall clock for all tests of a program, less the sandboxes' start-up. It must be
             below --data.reward_timeout_seconds with the start-up (`benchmarks/bench_sandbox.py`).
-        sandbox: where programs run; by default the first that works here of `Bubblewrap` and
+        sandbox: place where programs run; by default the first that works here of `Bubblewrap` and
             `Landlock`.
         allow_unsandboxed: run programs with your own rights where neither works.
     """

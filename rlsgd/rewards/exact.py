@@ -14,7 +14,7 @@ class ExactAnswer(Reward):
     (`1,000` equals `1000.0`, `1/2` equals `0.5`), and the answer on record is read in the same way.
 
     Args:
-        extract: where the answer is: the `whole` completion, its `last_number`, the last
+        extract: place of the answer: the `whole` completion, its `last_number`, the last
             `answer_tag` (`<answer>...</answer>`), or the last `boxed` (LaTeX).
         ignore_case: compare without regard to upper and lower case.
     """

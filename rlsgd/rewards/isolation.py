@@ -87,8 +87,8 @@ class IsolatedWorker:
     """One process that grades lists of items with one reward, and is replaced when it must be.
 
     Args:
-        reward: what to run there; it must be picklable.
-        timeout_seconds: for each item. Start-up and imports have `START_UP_SECONDS` of their own.
+        reward: reward to run there; it must be picklable.
+        timeout_seconds: limit of an item. Start-up and imports have `START_UP_SECONDS` of their own.
     """
 
     def __init__(self, reward: Reward, *, timeout_seconds: float) -> None:

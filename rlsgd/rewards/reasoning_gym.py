@@ -33,7 +33,7 @@ class ReasoningGymScore(Reward):
     completion in which no answer is found scores 0.
 
     Args:
-        extract: where the answer is: the `whole` completion, its `last_number`, the last
+        extract: place of the answer: the `whole` completion, its `last_number`, the last
             `answer_tag` (`<answer>...</answer>`), or the last `boxed` (LaTeX).
     """
 

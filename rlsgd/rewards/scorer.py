@@ -19,7 +19,7 @@ class Scorer:
     `Scores.failures`.
 
     Args:
-        reward: what to run.
+        reward: reward to run.
         timeout_seconds: the most that one completion may take an isolated reward.
         failure_score: the reward of a completion whose verifier failed.
         workers: processes that share the list.

@@ -88,7 +88,7 @@ class GenerationCache(DynamicCache):
     Layers that do not attend to every token (sliding windows, recurrent states) are transformers'.
 
     Args:
-        config: of the model.
+        config: config of the model.
         limit: tokens of prompt and completion that it will hold at most.
     """
 

@@ -42,7 +42,7 @@ class CachedReader:
     """Reads prompts once and then token by token.
 
     Args:
-        policy: in eval mode; called under no_grad.
+        policy: model in eval mode; called under no_grad.
         input_ids: [P, T] prompts, padded on the left.
         attention_mask: [P, T] bool, False on padding.
         budget: most tokens of a completion.
@@ -100,7 +100,7 @@ class UncachedReader:
     """Reads all tokens of every row again for each token; rows are padded on the right.
 
     Args:
-        policy: in eval mode; called under no_grad.
+        policy: model in eval mode; called under no_grad.
         input_ids: [P, T] prompts, padded on the left.
         attention_mask: [P, T] bool, False on padding.
         budget: most tokens of a completion.

@@ -54,7 +54,7 @@ class HFSampler:
     Args:
         batch_size: completions generated at a time, of prompts of similar length; 0 means all at
             once. A batch has whole groups if one fits.
-        report_logprobs: also report the log-probabilities that the completions were sampled with,
+        report_logprobs: report of the log-probabilities that the completions were sampled with,
             which differ from the trainer's by rounding; see `--model.correction`.
         gather_weights: hold a sharded policy whole on every rank while it samples. Otherwise every
             layer is gathered anew for each token, which is slow, and the ranks sample in step until

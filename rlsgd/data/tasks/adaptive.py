@@ -56,7 +56,7 @@ class AdaptiveReasoningGym(Task):
     Only RL raises the difficulty. In other training it stays as it is.
 
     Args:
-        environments: what each environment is called, which is its name in the log, and its
+        environments: environments by their name in the log, each with its
             settings; `{chain_sum: {}}` is the data set chain_sum.
         initial_difficulty: `high` at the start, at most an environment's highest.
         window: difficulties drawn from, `high` included; fewer while `high` is below.
@@ -65,7 +65,7 @@ class AdaptiveReasoningGym(Task):
             accuracy is looked at.
         validation_difficulties: those of validation and test, in equal parts. An environment leaves
             out what is above its highest.
-        extract: where the default reward finds the answer in a completion: `whole`,
+        extract: place where the default reward finds the answer in a completion: `whole`,
             `last_number`, `answer_tag` or `boxed`.
         held_out_fraction: share of all questions that is never trained on, see `ReasoningGym`.
         validation_seed: draws the validation and test problems, see `ReasoningGym`.

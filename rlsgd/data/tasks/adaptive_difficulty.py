@@ -43,7 +43,7 @@ class Difficulty:
     epoch, and what is recorded of an epoch never changes that epoch's own problems.
 
     Args:
-        rule: when it rises.
+        rule: condition under which it rises.
         initial: `high` at the start.
         last: the most that `high` can be.
     """

@@ -42,7 +42,7 @@ class ReasoningGym(Task):
         name: the data set, for example `chain_sum`.
         config: options of that data set, without `seed` and `size`; the others keep
             reasoning_gym's defaults.
-        extract: where the default reward finds the answer in a completion: `whole`,
+        extract: place where the default reward finds the answer in a completion: `whole`,
             `last_number`, `answer_tag` or `boxed`.
         held_out_fraction: share of all questions that is never trained on; half of it is for
             validation, half for test. The smaller it is, the more items are generated and dropped

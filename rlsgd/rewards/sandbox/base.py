@@ -32,7 +32,7 @@ class Sandbox(ABC):
         cpu_seconds: the most processor time of one process.
         memory_mb: the most address space of one process, the interpreter's some 20 MB included.
         scratch_mb: the size of `/tmp`, the one place where a program may write.
-        output_kb: what a process may print; more ends it.
+        output_kb: most that a process may print; more ends it.
     """
 
     def __init__(

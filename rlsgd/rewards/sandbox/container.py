@@ -22,7 +22,7 @@ class Container(Sandbox):
         cpu_seconds: the most processor time of one process.
         memory_mb: the most memory of one program.
         scratch_mb: the size of `/tmp`, the one place where a program may write.
-        output_kb: what a process may print; more ends it.
+        output_kb: most that a process may print; more ends it.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ class Session:
     The end looks alike whatever caused it: reading gives less, writing raises `BrokenPipeError`.
 
     Args:
-        process: with pipes on its three channels.
+        process: process with pipes on its three channels.
         stop: ends the process and all that it started; may be called more than once.
         output_bytes: the most that is read.
     """

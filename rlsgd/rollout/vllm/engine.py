@@ -41,9 +41,9 @@ class EngineCompletion:
     """What the engine says of one completion.
 
     Args:
-        token_ids: up to and with the token that ended it.
-        logprobs: of each, under the distribution it was drawn from.
-        versions: of the weights that served it; one, unless they changed on the way.
+        token_ids: tokens up to and with the token that ended it.
+        logprobs: log-probability of each, under the distribution it was drawn from.
+        versions: versions of the weights that served it; one, unless they changed on the way.
     """
 
     token_ids: list[int]
@@ -94,9 +94,9 @@ class LocalEngine:
 
     Args:
         policy: its config says what the model is.
-        dtype: of the engine's weights and computation.
+        dtype: dtype of the engine's weights and computation.
         max_model_len: longest prompt and completion together; none means the model's positions.
-        sync_folder: where updates are written; none means where temporary files are.
+        sync_folder: folder of the updates; none means that of temporary files.
         sleep: leave the GPU to the trainer between rollouts; weights are sent anew after it.
         engine_args: further arguments of `vllm.LLM`.
 

@@ -34,15 +34,15 @@ class VLLMSampler:
     Args:
         server: address of a running vLLM server, such as `http://gpu2:8000` (see
             rollout/vllm_server.py for how to start one); none starts an engine here.
-        transfer: how weights reach a server: `files` (both see `sync_folder`), or vLLM's own
+        transfer: way of the weights to a server: `files` (both see `sync_folder`), or vLLM's own
             between GPUs: `sparse_nccl` for patches, `nccl` for whole models; neither has been run
             yet. An engine here picks its way itself.
-        dtype: of the engine's weights and computation: `float32`, `bfloat16` or `float16`.
+        dtype: dtype of the engine's weights and computation: `float32`, `bfloat16` or `float16`.
         max_model_len: tokens of the longest prompt and completion; none means all the positions of
             the model, which costs memory.
         sparse_sync: send only the weights that changed in the engine's dtype. It costs a copy of
             the model in that dtype, in CPU memory; off sends the whole model for every rollout.
-        sync_folder: where updates are written; none means a temporary folder.
+        sync_folder: folder of the updates; none means a temporary folder.
         logprob_tolerance: mean absolute difference between the log-probabilities of engine and
             trainer, in nats a token, above which training stops; none means 0.001 where both
             compute in float32, 0.02 where the coarser computes in float16, 0.1 in bfloat16.

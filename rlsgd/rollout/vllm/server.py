@@ -29,9 +29,9 @@ class ServerEngine:
     """Speaks HTTP with `vllm serve`: tokens in, tokens out, and its weight-update endpoints.
 
     Args:
-        address: of the server, with `http://`.
+        address: address of the server, with `http://`.
         transfer: `files`, `nccl` or `sparse_nccl`.
-        sync_folder: where updates are written, a folder that the server reads under the same name.
+        sync_folder: folder of the updates that the server reads under the same name.
         timeout: seconds to wait for any answer.
     """
 

@@ -24,7 +24,7 @@ class NCCLTransfer:
     """The trainer's end: rank 0 of an NCCL group whose other ranks are the server's workers.
 
     Args:
-        address: of the server.
+        address: address of the server.
         backend: `nccl`, which takes whole models, or `sparse_nccl`, which takes patches.
     """
 

@@ -38,13 +38,13 @@ class WeightUpdate:
     Valid until the next update: whole tensors are those that it will be compared with.
 
     Args:
-        dtype: of all of them.
+        dtype: dtype of all of them.
         tensors: those sent whole.
         patches: those sent as changed places.
-        shapes: of the patched ones.
-        num_weights: of the model.
+        shapes: shapes of the patched ones.
+        num_weights: number of the model's weights.
         num_changed: weights that differ from the last update; all of them in the first.
-        dense_bytes: what sending every tensor whole would take.
+        dense_bytes: bytes that sending every tensor whole would take.
     """
 
     dtype: torch.dtype
@@ -87,7 +87,7 @@ class WeightSync:
     there for each rollout, which takes longer than the rest of the transfer.
 
     Args:
-        dtype: that the engine holds the weights in.
+        dtype: dtype that the engine holds the weights in.
         sparse: send changes alone; otherwise nothing is kept and every update is the whole model.
     """
 
