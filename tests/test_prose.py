@@ -10,8 +10,8 @@ import pytest
 ROOMS = ("callbacks", "data", "optimizers", "rewards", "rollout")
 # a help that begins so leans on the argument's name, on the line before, or is a clause
 LEANING = re.compile(
-    r"(of|and|or|the same|where|whose|that|which|to|in|for|from|by|with|as|at|on|after|before|above|"
-    r"also|see|is|are|if|when|then|what|how|whether|between|below|up|so|until|instead|than)\b",
+    r"(of|and|or|the same|where|whose|that|which|to|in|for|from|by|with|as|at|on|after|before|"
+    r"above|also|see|is|are|if|when|then|what|how|whether|between|below|up|so|until|instead|than)\b",
     re.IGNORECASE,
 )
 

@@ -88,7 +88,7 @@ class IsolatedWorker:
 
     Args:
         reward: reward to run there; it must be picklable.
-        timeout_seconds: limit of an item. Start-up and imports have `START_UP_SECONDS` of their own.
+        timeout_seconds: limit of an item. Start-up and imports have `START_UP_SECONDS` beside it.
     """
 
     def __init__(self, reward: Reward, *, timeout_seconds: float) -> None:
