@@ -26,6 +26,7 @@ from rlsgd.models.sharded_loading import load_sharded_policy
 from rlsgd.models.sharding import Sharding
 from rlsgd.models.strategy import FSDP2Strategy
 from rlsgd.models.subnetwork import Subnetwork, require_no_weight_decay
+from rlsgd.optimizers.arguments import set_training
 from rlsgd.optimizers.roles import mark_roles
 from rlsgd.optimizers.rounding import Rounding, keep_rounded, round_weights
 
@@ -259,6 +260,24 @@ class PolicyModule(LightningModule):
                 f"{broken[0]} is no longer finite after optimizer step {self.global_step}. Lower "
                 "--model.optimizer.init_args.lr or set --trainer.gradient_clip_val"
             )
+
+    def on_train_epoch_start(self) -> None:  # the rollout is drawn after it
+        self.set_training(True)
+
+    def on_train_epoch_end(self) -> None:
+        self.set_training(False)
+
+    def on_validation_start(self) -> None:
+        self.set_training(False)
+
+    def on_validation_end(self) -> None:
+        if self.trainer.state.fn == "fit":
+            self.set_training(True)
+
+    def set_training(self, training: bool) -> None:
+        """Let the optimizers put the weights where they are trained, or where they are used."""
+        for optimizer in self.trainer.optimizers:
+            set_training(optimizer, training)
 
     def on_train_end(self) -> None:
         self.require_finite_weights()  # the last step has no rollout after it

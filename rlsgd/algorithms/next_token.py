@@ -73,11 +73,13 @@ class NextToken(PolicyModule):
         return cross_entropy_loss(self, batch)
 
     def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
         log_metrics(self.trainer, {"tokens_seen": self.tokens_seen})
 
     # ---- validation
 
     def on_validation_start(self) -> None:
+        super().on_validation_start()
         self.check_documents()
 
     def validation_step(self, batch: Rollouts, batch_idx: int) -> None:

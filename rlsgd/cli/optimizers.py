@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from rlsgd.algorithms import PolicyModule
 from rlsgd.core.command import one_line
 
-SHAPES = ((2, 2), (2,))  # some optimizers take matrices alone
+SHAPES = ((2, 2), (2, 2), (2,))  # some optimizers take matrices alone
 
 
 def check_optimizers(trainer: Trainer, model: PolicyModule) -> None:
@@ -28,6 +28,7 @@ def check_optimizers(trainer: Trainer, model: PolicyModule) -> None:
             if check := getattr(part, "check_trainer", None):
                 check(trainer)
         weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in SHAPES]
+        weights[1].rlsgd_roles = frozenset({"head"})  # pyright: ignore[reportAttributeAccessIssue]
         optimizer = _tried(f"--model.{name}", factory, weights)
         if name == "optimizer" and model.lr_scheduler is not None:
             scheduler = _tried("--model.lr_scheduler", model.lr_scheduler, optimizer)

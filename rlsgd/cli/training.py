@@ -22,6 +22,7 @@ from rlsgd.callbacks import CompletionLog, EvaluationReport
 from rlsgd.callbacks.base import run_folder
 from rlsgd.cli import headline
 from rlsgd.cli.checks import check_data, check_disk_space
+from rlsgd.cli.defaults import parse_written
 from rlsgd.cli.errors import FOREIGN, FitParser, check_configs, explain_class, explain_trainer
 from rlsgd.cli.folders import (
     Begun,
@@ -39,6 +40,7 @@ from rlsgd.cli.iterations import (
     require_whole_iteration,
 )
 from rlsgd.cli.optimizers import check_optimizers
+from rlsgd.cli.readback import OptimizerArguments, check_resumed, check_settings
 from rlsgd.core.command import UsageError
 from rlsgd.core.composition import composed_arguments
 from rlsgd.core.run_folder import RunFolder
@@ -144,7 +146,7 @@ class TrainingCLI(LightningCLI):
         self.argv = list(args)
         check_configs(self.argv)
         with composed_arguments(self.argv) as plain:
-            super().parse_arguments(parser, plain)
+            self.config = parse_written(parser, plain, trainer_defaults())
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would take settings from a checkpoint here, unasked and unchecked."""
@@ -164,6 +166,7 @@ class TrainingCLI(LightningCLI):
             self.datamodule._check_positive()
             check_sizes(self.model, self.datamodule, trainer)
         check_optimizers(trainer, self.model)
+        check_settings(trainer, self.model)
         check_disk_space(trainer, self.model)
         resumed = self.resume()
         if not trainer.fast_dev_run:
@@ -182,6 +185,8 @@ class TrainingCLI(LightningCLI):
         if path is not None and is_local(path):
             checkpoint = read_checkpoint(Path(path))
             require_whole_iteration(path, checkpoint)
+            plain = self._parser("fit").dump(self.config["fit"], skip_none=False)
+            check_resumed(self.trainer, Path(path), checkpoint, yaml.safe_load(plain))
             rewind(self.trainer, Path(path), checkpoint)
         elif self.starts_over:
             start_over(self.trainer)
@@ -225,6 +230,8 @@ class TrainingCLI(LightningCLI):
         except FOREIGN as error:
             raise UsageError(explain_trainer(error, settings)) from error
         vars(trainer)["run_folder"] = Path(settings["default_root_dir"])
+        if self.subcommand == "fit":
+            trainer.callbacks.append(OptimizerArguments())  # pyright: ignore[reportAttributeAccessIssue]
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer

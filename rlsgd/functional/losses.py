@@ -87,11 +87,22 @@ def clipped_ratio_loss(
     """
     validate_clip(clip_low, clip_high, dual_clip)
     advantages = _per_token(advantages, mask)
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    clipped = bounded(ratio, 1 - clip_low, 1 + clip_high)
     loss = -torch.minimum(ratio * advantages, clipped * advantages)
     if dual_clip is None:
         return loss
     return torch.where(advantages < 0, loss.minimum(-dual_clip * advantages), loss)
+
+
+def bounded(values: Tensor, low: float, high: float) -> Tensor:
+    """Values [...] clamped, with gradient 1 from bound to bound, both included.
+
+    `torch.clamp` has that gradient before torch 2.15 and none at its bounds since. At the first
+    step on a rollout every ratio is 1, which with a clip of 0 is a bound: there the loss must have
+    the gradient of the unclipped objective.
+    """
+    inside = (values >= low) & (values <= high)
+    return torch.where(inside, values, values.detach().clamp(low, high))
 
 
 def sequence_ratio(
@@ -209,6 +220,6 @@ def clipped_value_loss(
     squared_error = torch.where(mask, values - returns, 0.0).square()
     if clip is None:
         return 0.5 * squared_error
-    clipped = old_values + (values - old_values).clamp(-clip, clip)
+    clipped = old_values + bounded(values - old_values, -clip, clip)
     clipped_squared_error = torch.where(mask, clipped - returns, 0.0).square()
     return 0.5 * torch.maximum(squared_error, clipped_squared_error)

@@ -135,7 +135,12 @@ def clip_rows(matrix: Tensor, limit: float) -> tuple[Tensor, Tensor]:
 
 def rms(tensors: list[Tensor]) -> Tensor:
     """Root mean squares [N] of whole tensors, over every rank's shards."""
-    norms = whole(torch.stack(torch._foreach_norm(tensors, 2, norm_dtype(tensors[0]))))
+    dtype = norm_dtype(tensors[0])
+    if any(isinstance(tensor, DTensor) for tensor in tensors):  # torch 2.15 has no foreach for them
+        norms = [whole(torch.linalg.vector_norm(tensor, dtype=dtype)) for tensor in tensors]
+    else:
+        norms = torch._foreach_norm(tensors, 2, dtype)
+    norms = torch.stack(norms)
     return norms / norms.new_tensor([tensor.numel() for tensor in tensors]).sqrt()
 
 

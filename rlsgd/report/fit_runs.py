@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from rlsgd.study.arms import Arm, Study
+from rlsgd.study.as_run import optimizers_of
 from rlsgd.study.expansion import COMPUTE, PRECISIONS, WEIGHTS, Run
 from rlsgd.study.provenance import FILE as PROVENANCE
 from rlsgd.study.results import read_metrics, run_record
 from rlsgd.study.runner import Outcome
 from rlsgd.study.scores import SCORES
+
+_NAMES = re.compile(r"[A-Za-z0-9._-]+")  # what an arm's name may hold
 
 
 def fit_record(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -32,9 +36,13 @@ def fit_record(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Any], di
     columns = {column for row in read_metrics(folder / "metrics.csv") for column in row}
     measured = (name for name, score in SCORES.items() if score.column in columns)
     score: Any = next(measured, "accuracy")
+    kind = optimizer["class_path"].rpartition(".")[2]
+    found = optimizers_of(folder)
+    other = [f"{key}{value}" for key, value in found[0]["changed"].items()] if found else []
+    other = [text for text in other if _NAMES.fullmatch(text)]
     try:
         arm = Arm(
-            name=f"{optimizer['class_path'].rpartition('.')[2].lower()}-lr{rate:g}",
+            name="-".join([kind.lower(), f"lr{rate:g}", *other]),
             optimizer=optimizer["class_path"],
             learning_rate=float(rate),
             precision=_precision(config, model),

@@ -51,6 +51,7 @@ def render(
     figures = draw(runs, arms, chosen, score)
     sections = [
         tables.outcome(arms, score),
+        tables.optimizers(arms),
         tables.paired_tests(compare(chosen, runs, baseline), score, swept),
         *tables.learning_rates(arms, score),
         tables.updates(arms),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rlsgd.report.comparisons import Comparison
 from rlsgd.report.sources import ReportedRun, Source
+from rlsgd.study.as_run import arguments_shown, optimizer_label
 from rlsgd.study.scores import Score
 from rlsgd.study.summary import ArmSummary, best_rule, summarise, sweeps
 from rlsgd.study.tables import (
@@ -57,7 +58,7 @@ def outcome(arms: Sequence[ArmSummary], score: Score) -> Table:
             change(arm, "reward", ("first", "last"), 1, 3),
             seed_count(arm),
             f"{arm['learning_rate']:g}",
-            arm["optimizer"],
+            optimizer_label(arm.runs[0]),
             arm["precision"],
         ]
         for arm in arms
@@ -67,6 +68,18 @@ def outcome(arms: Sequence[ArmSummary], score: Score) -> Table:
         " where a run diverged or failed, the column of seeds says so."
     )
     return Table("Outcome", header, rows, [note])
+
+
+def optimizers(arms: Sequence[ArmSummary]) -> Table | None:
+    """Arguments of every arm's optimizers as they ran; None where no run read them back."""
+    rows = [[arm["name"], *found] for arm in arms for found in arguments_shown(arm.runs[0])]
+    if not rows:
+        return None
+    note = (
+        "Read from the optimizer's groups when training began, the critic's below the policy's;"
+        " what is false or none is left out, and groups that differ stand after a semicolon."
+    )
+    return Table("Optimizers as they ran", ["arm", "class", "arguments"], rows, [note])
 
 
 def updates(arms: Sequence[ArmSummary]) -> Table:
@@ -138,7 +151,8 @@ def learning_rates(arms: Sequence[ArmSummary], score: Score) -> list[Table]:
     for name, rates in sweeps(arms).items():
         rows = rate_rows(rates, score, best="best")
         header = ["learning rate", "seeds", f"final {score.label}", "reward, last epoch", ""]
-        title = f"Learning rates of {name} ({rates[0]['optimizer']}, {rates[0]['precision']})"
+        label = optimizer_label(rates[0].runs[0])
+        title = f"Learning rates of {name} ({label}, {rates[0]['precision']})"
         tables.append(Table(title, header, rows, [f"Best: {best_rule(score)}"]))
     return tables
 

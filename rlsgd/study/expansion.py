@@ -157,20 +157,25 @@ def _filled(value: Any, named: dict[str, str]) -> Any:
 
 
 def _require_complete(arm: Arm, base: dict[str, Any]) -> None:
-    """Refuse a base config whose optimizer arguments would silently become the arm's.
+    """Refuse a base config that wrote arguments for another optimizer, which the arm would keep.
 
-    On a change of class_path jsonargparse keeps every argument that both classes know: AdamW's
-    weight decay in the base config would be SGD's, where it is L2 and moves every weight.
+    AdamW's weight decay in the base config would be SGD's, where it is L2 and moves every weight.
+    What it writes for the arm's own class is the arm's: a config and what is changed in it.
     """
     optimizer: Any = base
-    for key in ("model", "init_args", "optimizer", "init_args"):
+    for key in ("model", "init_args", "optimizer"):
         optimizer = optimizer.get(key) if isinstance(optimizer, dict) else None
-    inherited = sorted(set(optimizer or {}) - {"lr", *arm.optimizer_args})
+    if not isinstance(optimizer, dict):
+        return
+    own, written = arm.optimizer.rpartition(".")[2], str(optimizer.get("class_path"))
+    if written.rpartition(".")[2] == own:
+        return
+    inherited = sorted(set(optimizer.get("init_args") or {}) - {"lr", *arm.optimizer_args})
     if inherited:
         raise ValueError(
             f"arms.optimizer_args of {arm.name!r} must say {', '.join(inherited)}: the base config"
-            " sets it for its own optimizer, and the arm would inherit it. State it in the arm, or"
-            " take it out of the base config"
+            f" writes it for {written}, and {own} would keep it. State it in the arm, or take it"
+            " out of the base config"
         )
 
 

@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from rlsgd.study.as_run import FILE
 from rlsgd.study.results import machine, versions
-
-FILE = "provenance.json"
 
 
 def write_provenance(folder: Path, arguments: Sequence[str]) -> None:
@@ -28,3 +28,11 @@ def write_provenance(folder: Path, arguments: Sequence[str]) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def add_to_provenance(folder: Path, **entries: Any) -> None:
+    """Add what became known when the run was set up."""
+    path = folder / FILE
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record | entries, indent=2) + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from rlsgd.study.as_run import optimizer_label, optimizers_section
 from rlsgd.study.evaluations import evaluations_section
 from rlsgd.study.published import published_section
 from rlsgd.study.scores import SCORES, Score
@@ -48,6 +49,7 @@ def markdown_report(results: dict[str, Any], plots: Sequence[tuple[str, str]]) -
         _rates_line(results),
         table(*_outcome_rows(arms, score), optional=_REWARD_CHANGE),
         _seeds_line(results),
+        *optimizers_section(arms),
         *_differences(results, arms, score),
         *_sweep_tables(results, arms, score),
         *_update_section(results, arms),
@@ -117,7 +119,7 @@ def _outcome_rows(arms: Sequence[ArmSummary], score: Score) -> tuple[list[str], 
     return header, [
         [
             arm["name"],
-            arm["optimizer"],
+            optimizer_label(arm.runs[0]),
             f"{arm['learning_rate']:g}",
             arm["precision"],
             seed_count(arm),
@@ -158,8 +160,9 @@ def _sweep_tables(results: dict[str, Any], arms: Sequence[ArmSummary], score: Sc
     for name, rates in sweeps(arms).items():
         rows = rate_rows(rates, score, best="**best**")
         header = ["learning rate", "seeds", f"final {score.label}", _LAST_REWARD, ""]
+        label = optimizer_label(rates[0].runs[0])
         parts += [
-            f"## Learning rates of {name} ({rates[0]['optimizer']}, {rates[0]['precision']})",
+            f"## Learning rates of {name} ({label}, {rates[0]['precision']})",
             table(header, rows, optional=_LAST_REWARD),
         ]
     return [*parts, _rates_line(results), f"Best: {best_rule(score)}"] if parts else []

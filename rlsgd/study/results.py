@@ -15,6 +15,7 @@ from typing import Any
 
 import rlsgd
 from rlsgd.study.arms import Study
+from rlsgd.study.as_run import optimizers_of
 from rlsgd.study.expansion import Run
 from rlsgd.study.runner import Outcome
 from rlsgd.study.scores import SCORES
@@ -84,6 +85,8 @@ def run_record(study: Study, run: Run, outcome: Outcome) -> dict[str, Any]:
         "name": run.arm.name,
         "sweep": run.sweep,
         "optimizer": run.arm.optimizer,
+        "optimizer_args": run.arm.optimizer_args,
+        "optimizers": optimizers_of(run.folder),
         "learning_rate": run.arm.learning_rate,
         "seed": run.seed,
         "precision": run.arm.precision,

@@ -1,0 +1,61 @@
+"""The optimizer as it runs: said at the start, logged, and kept in `provenance.json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from rlsgd.callbacks.base import run_folder
+from rlsgd.optimizers.arguments import read_back, try_out
+from rlsgd.study.as_run import listed
+from rlsgd.study.provenance import add_to_provenance
+
+
+def check_settings(trainer: Any, model: Any) -> None:
+    """Refuse an optimizer, scheduler or clipping that would not do what is asked.
+
+    Raises:
+        ValueError: names the flag.
+    """
+    clip = trainer.gradient_clip_val
+    if clip is not None and not clip > 0:
+        raise ValueError(
+            f"--trainer.gradient_clip_val {clip}: it would clip nothing; give a number above 0, or "
+            "leave it out"
+        )
+    factories = [("--model.optimizer", model.optimizer)]
+    critic = getattr(model, "value_optimizer", None)
+    if critic is not None:
+        factories.append(("--model.value_optimizer", critic))
+    for line in try_out(factories, model.lr_scheduler):
+        say(trainer, line)
+
+
+class OptimizerArguments(Callback):
+    """Reads the optimizer's groups when everything that writes to them is made."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        found = [part for one in trainer.optimizers for part in read_back(one)]
+        names = ["policy", "critic"] if len(found) == 2 else ["policy"] * len(found)
+        logged: dict[str, Any] = {}
+        for name, part in zip(names, found, strict=True):
+            part["of"] = name
+            prefix = "optimizer" if name == "policy" else f"{name}_optimizer"
+            logged[f"{prefix}/class"] = part["class"]
+            for number, group in enumerate(part["arguments"]):
+                tail = f"/{number}" if number else ""
+                logged |= {f"{prefix}/{key}{tail}": value for key, value in group.items()}
+            groups = "; ".join(listed(group) for group in part["arguments"])
+            said = "" if name == "policy" else f"{name}: "
+            say(trainer, f"{said}{part['class']} runs with {groups}")
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            add_to_provenance(run_folder(trainer), optimizers=found)
+            for logger in trainer.loggers:
+                logger.log_hyperparams(logged)
+
+
+def say(trainer: Any, line: str) -> None:
+    """One line of the command, from one process."""
+    if trainer.is_global_zero:
+        print(f"rlsgd: {line}", flush=True)
