@@ -105,7 +105,10 @@ def by_each_way(folder: Path, flag: str, class_path: str, init_args: dict[str, A
 
 
 def groups(class_path: str, arguments: dict[str, Any]) -> Any:
-    made = import_object(class_path)([torch.nn.Parameter(torch.ones(2, 2))], **arguments)
+    shapes = [(2, 2)] if class_path.startswith("torch.") else [(2, 2), (2, 2), (2,)]
+    weights = [torch.nn.Parameter(torch.ones(shape)) for shape in shapes]
+    setattr(weights[-1], "rlsgd_roles", frozenset({"head"}))  # noqa: B010
+    made = import_object(class_path)(weights, **arguments)
     return [{k: v for k, v in group.items() if k != "params"} for group in made.param_groups]
 
 
@@ -131,7 +134,6 @@ OTHER_KINDS = [
     ("model.lr_scheduler", "rlsgd.optimizers.schedulers.WarmupCosine", {"total_steps": 9}),
     ("model.sampler", "rlsgd.rollout.sampler.HFSampler", {}),
     ("data.task", "rlsgd.data.DatasetTask", {"path": "problems.jsonl"}),
-    ("data.task", "rlsgd.data.AdaptiveReasoningGym", {"name": "chain_sum"}),
     ("data.reward", "rlsgd.rewards.MathVerify", {}),
     ("data.reward", "rlsgd.rewards.StdioTests", {}),
 ]

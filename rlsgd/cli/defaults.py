@@ -18,6 +18,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace, _typehints
 from jsonargparse._common import parser_context
 from jsonargparse._link_arguments import skip_apply_links
+from jsonargparse._required import iter_required_keys
 from jsonargparse._subcommands import find_action
 from jsonargparse._typehints import ActionTypeHint, is_optional, is_subclass_spec
 from jsonargparse._util import import_object
@@ -204,7 +205,7 @@ def _refuse_nulls(parser: Any, written: Namespace, flag: str = "-") -> None:
             continue
         hint = action._typehint
         name = f"{flag}-{key}" if flag == "-" else f"{flag}.{key}"
-        needed = action.default is not None or key in parser.required_args
+        needed = action.default is not None or key in iter_required_keys(parser)
         if value is None and needed and not _takes_none(hint):
             raise ValueError(
                 f"{name} null: it has to be {_typehints.type_to_str(hint)}"

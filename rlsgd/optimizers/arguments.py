@@ -86,7 +86,8 @@ def try_out(factories: Sequence[tuple[str, Callable[..., Any]]], scheduler: Any)
         name = kind.__name__ if kind is not None else "the optimizer"
         if kind is not None and kind.__module__.startswith("torch.") and name in REFUSED:
             raise ValueError(f"{flag} {name}: {REFUSED[name]}; choose another")
-        weights = [nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))]
+        weights = [nn.Parameter(torch.ones(shape)) for shape in ((2, 2), (2, 2), (2,))]
+        weights[1].rlsgd_roles = frozenset({"head"})  # pyright: ignore[reportAttributeAccessIssue]
         try:
             made.append(factory(iter(weights)))
         except (TypeError, ValueError) as error:
