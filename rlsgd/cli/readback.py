@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rlsgd.callbacks.base import run_folder
 from rlsgd.optimizers.arguments import read_back, try_out
+from rlsgd.resume.changes import check_changes, settings_of
 from rlsgd.study.as_run import listed
 from rlsgd.study.provenance import add_to_provenance
 
@@ -30,6 +32,27 @@ def check_settings(trainer: Any, model: Any) -> None:
         factories.append(("--model.value_optimizer", critic))
     for line in try_out(factories, model.lr_scheduler):
         say(trainer, line)
+
+
+def check_resumed(
+    trainer: Any, path: Path, checkpoint: dict[str, Any], given: dict[str, Any]
+) -> None:
+    """Refuse what cannot change when a run goes on, and say what does.
+
+    Args:
+        trainer: of the run.
+        path: of the checkpoint.
+        checkpoint: what it holds.
+        given: the settings now, as plain data.
+
+    Raises:
+        ValueError: names the flag and both values.
+    """
+    before = settings_of(path)
+    if before is not None:
+        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        for line in check_changes(str(path), before, given, done):
+            say(trainer, line)
 
 
 class OptimizerArguments(Callback):

@@ -32,13 +32,14 @@ def arguments(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 
 def read_back(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Each optimizer inside, as `provenance.json` has it.
+    """The optimizer, or policy's and critic's inside a container, as `provenance.json` has it.
 
     Returns:
         `class`, `arguments` (one mapping for each distinct group) and `changed`: those that are
         not the class's own defaults, without the rate.
     """
-    parts = optimizer.optimizers if isinstance(optimizer, OptimizerContainer) else [optimizer]
+    joined = type(optimizer) is OptimizerContainer  # a class of its own counts as one optimizer
+    parts = optimizer.optimizers if joined else [optimizer]
     return [
         {
             "class": class_path(type(part)),
