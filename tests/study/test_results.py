@@ -12,7 +12,13 @@ from rlsgd.study.report import markdown_report
 from rlsgd.study.results import epoch_series, read_metrics, run_record, study_record
 from rlsgd.study.runner import Outcome
 
-SGD = {"name": "sgd", "optimizer": "torch.optim.SGD", "learning_rate": 0.01}
+SGD = {
+    "name": "sgd",
+    "optimizer": "torch.optim.SGD",
+    "optimizer_args": {},
+    "optimizers": [],
+    "learning_rate": 0.01,
+}
 
 # Three epochs of two optimizer steps, validated after the first and the last.
 METRICS = """\
