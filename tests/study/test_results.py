@@ -15,8 +15,6 @@ from rlsgd.study.runner import Outcome
 SGD = {
     "name": "sgd",
     "optimizer": "torch.optim.SGD",
-    "optimizer_args": {},
-    "optimizers": [],
     "learning_rate": 0.01,
 }
 
@@ -70,6 +68,8 @@ def test_the_record_of_a_run_by_value(study, run):
         "name": "sgd",
         "sweep": None,
         "optimizer": "torch.optim.SGD",
+        "optimizer_args": {},
+        "optimizers": [],
         "learning_rate": 0.01,
         "seed": 1,
         "precision": "fp32",
