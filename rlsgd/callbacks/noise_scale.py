@@ -35,7 +35,7 @@ class NoiseScale(ModelCallback):
     Args:
         every_n_epochs: cadence; the last epoch is always measured.
         window: measured steps whose sums make `scale`; one step alone is noisy.
-        decay: of the average, as an optimizer's momentum or first beta.
+        decay: decay of the average, as an optimizer's momentum or first beta.
         model: `policy`, or `value` for the critic, whose metrics are `value_noise/...`.
     """
 

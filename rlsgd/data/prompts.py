@@ -39,16 +39,16 @@ class PromptDataModule(TokenizedDataModule):
             chat with a system message of its own keeps that instead.
         chat_template: use of the tokenizer's chat template; by default it is applied if
             the tokenizer has one.
-        template_arguments: what the chat template is given besides, such as
+        template_arguments: further arguments of the chat template, such as
             `enable_thinking: false`.
         template_date: the date, as YYYY-MM-DD, for a chat template that writes today's, so that
             prompts do not depend on the day.
         thinking_tags: the two texts that open and close thinking. Rewards look for the answer after
             the last closing one, and one that is never closed scores 0; null looks everywhere.
-        keep_special_tokens: whether rewards see special tokens. Thinking tags are always seen.
+        keep_special_tokens: sight of special tokens for rewards. Thinking tags are always seen.
         prompt_suffix: added to the end of every question.
         max_prompt_tokens: the most tokens of a prompt.
-        overlong: whether a longer prompt is an `error`, or left out (`drop`) and counted. All rows
+        overlong: fate of a longer prompt: an `error`, or left out (`drop`) and counted. All rows
             are checked at the start.
         val_problems: the most validation problems, and the most test problems; 0 for none.
         val_batch_size: prompts in one validation or test batch of each rank.

@@ -11,8 +11,8 @@ class CompletionReader:
     """Turns completions into the texts that are scored.
 
     Args:
-        tokenizer: of the policy.
-        thinking_tags: what opens and closes thinking; None for none.
+        tokenizer: tokenizer of the policy.
+        thinking_tags: texts that open and close thinking; None for none.
         keep_special_tokens: keep all special tokens in the text but those that end it.
     """
 

@@ -21,7 +21,7 @@ class PromptRenderer:
         chat_template: True applies the tokenizer's template, False does not, None does if there
             is one.
         template_arguments: passed on to the template.
-        template_date: what a template gets for today's date.
+        template_date: value that a template gets for today's date.
         prompt_suffix: added to the end of every question.
         max_prompt_tokens: the longest prompt allowed.
     """

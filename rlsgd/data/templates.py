@@ -24,9 +24,9 @@ class ChatTemplate:
     """Renders chats, with the same text on every day and on every call.
 
     Args:
-        tokenizer: with a chat template.
+        tokenizer: tokenizer with a chat template.
         arguments: passed on to the template, such as `enable_thinking: false`.
-        date: what a template that writes today's date gets instead, as YYYY-MM-DD.
+        date: value for a template that writes today's date, as YYYY-MM-DD.
 
     Raises:
         ValueError: the template cannot render a chat of one question, or does not know an argument.

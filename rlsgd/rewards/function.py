@@ -52,7 +52,7 @@ class FunctionReward(Reward):
     column of the row; `**columns` gets all columns.
 
     Args:
-        function: of one completion.
+        function: function of one completion.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -80,7 +80,7 @@ class BatchFunctionReward(BatchReward):
     `answers`, `questions`, `problems` (also in the singular), and any column by its name.
 
     Args:
-        function: of a list of completions; it returns as many numbers.
+        function: function of a list of completions; it returns as many numbers.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:

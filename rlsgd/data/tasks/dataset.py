@@ -52,7 +52,7 @@ class DatasetTask(Task):
             default that of the layout, or `question`.
         answer_column: column with the answer, such as `reward_model.ground_truth`. By default that
             of the layout, or `answer`.
-        unanswered: whether a row without an answer is an error, or left out (`drop`) and counted.
+        unanswered: fate of a row without an answer: an error, or left out (`drop`) and counted.
         name: configuration of a data set on the hub, such as `main`.
         validation_path: another file, folder or name for validation; by default `path`.
         validation_split: the split to validate on; with neither of the two, rows are held out.
