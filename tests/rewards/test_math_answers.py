@@ -52,7 +52,6 @@ def test_thinking_is_looked_through_where_no_tags_are_set():
         r"\boxed{99999999!}",
         r"\boxed{(x+y+z)^{99999}}",
         r"\boxed{" * 5000,
-        "$" * 40_000,
         "9" * 40_000,
     ],
     ids=lambda text: text[:20],
