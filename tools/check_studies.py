@@ -31,7 +31,8 @@ import yaml
 from rlsgd.study.arms import load_study
 from rlsgd.study.expansion import Run, expand_runs
 
-READ_BACK = "optimizer_args"  # key of a run's record, where the arguments were read back
+READ_BACK = "optimizers"  # key of a run's record, where the arguments were read back
+ROLES = ("optimizer", "value_optimizer")  # in the order of what was read back
 NAMES = {  # as the tables of findings.md call them
     "AdamW": "torch.optim.AdamW",
     "RMSProp": "torch.optim.RMSprop",
@@ -84,16 +85,17 @@ def run_against_config(record: dict[str, Any], run: Run) -> Iterator[str]:
             yield f"{key} {record[key]} ran, the config says {getattr(arm, key)}"
     for role, class_path, asked in optimizers(run):
         own = defaults(class_path) | asked
-        for name, value in arguments(record, role, class_path, asked).items():
-            if name in own and not same(value, own[name]):
-                says = "the config says" if name in asked else f"{class_path} has"
-                yield f"{role} ran with {name} {value}, {says} {own[name]}"
+        for group in arguments(record, role, class_path, asked):
+            for name, value in group.items():
+                if name in own and not same(value, own[name]):
+                    says = "the config says" if name in asked else f"{class_path} has"
+                    yield f"{role} ran with {name} {value}, {says} {own[name]}"
 
 
 def optimizers(run: Run) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Role, class path and stated arguments (but for the rate) of each optimizer of a run."""
     base = yaml.safe_load(run.config.read_text(encoding="utf-8"))
-    for role in ("optimizer", "value_optimizer"):
+    for role in ROLES:
         found: dict[str, Any] = {}
         for config in (base, run.overlay):
             given = config.get("model", {}).get("init_args", {}).get(role, {})
@@ -107,13 +109,12 @@ def optimizers(run: Run) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 def arguments(
     record: dict[str, Any], role: str, class_path: str, stated: dict[str, Any]
-) -> dict[str, Any]:
-    """What an optimizer ran with: as read back, or with SGD's defaults for what it shares."""
-    if record.get(READ_BACK) is not None:
-        read = record[READ_BACK]
-        return read.get(role, {}) if role in read or "value_optimizer" in read else read
+) -> list[dict[str, Any]]:
+    """What each group of an optimizer ran with: as read back, or with SGD's defaults if shared."""
+    if record.get(READ_BACK):
+        return record[READ_BACK][ROLES.index(role)]["arguments"]
     own, inherited = defaults(class_path), defaults("torch.optim.SGD")
-    return own | {name: value for name, value in inherited.items() if name in own} | stated
+    return [own | {name: value for name, value in inherited.items() if name in own} | stated]
 
 
 def defaults(class_path: str) -> dict[str, Any]:
@@ -180,8 +181,11 @@ def named_optimizer(cell: str) -> tuple[str, dict[str, float]] | None:
 def ran_so(record: dict[str, Any], run: Run, class_path: str, given: dict[str, float]) -> bool:
     """Whether the policy's optimizer was of that class, and had that rate and those arguments."""
     _, used, stated = next(optimizers(run))
-    values = arguments(record, "optimizer", used, stated) | {"lr": record["learning_rate"]}
-    return used == class_path and all(values.get(name) == value for name, value in given.items())
+    rate = {"lr": record["learning_rate"]}  # a group's own has been through a scheduler
+    groups = [group | rate for group in arguments(record, "optimizer", used, stated)]
+    return used == class_path and any(
+        all(group.get(name) == value for name, value in given.items()) for group in groups
+    )
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@
     python tools/findings.py --check   # exits with 1 if that would change the page
 
 Between `<!-- numbers: NAME -->` and `<!-- end -->` stands what a function of this file's `BLOCKS`
-makes of `docs/*/results.json`; the rest of the page is written by hand and holds no measured number
-that is not also there.
+makes of the studies' files; the rest of the page is written by hand.
 """
 
 from __future__ import annotations
@@ -18,12 +17,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that `tools` is found when run as a script
 
 from tools.findings_corrections import corrections, pretraining_notes
+from tools.findings_laws import noise_table, sparsity_predicted
 from tools.findings_tables import TABLES, table_of
 
 PAGE = Path("docs/findings.md")
 BLOCKS = {name: (lambda name=name: table_of(name)) for name in TABLES} | {
     "corrections": corrections,
     "pretraining-notes": pretraining_notes,
+    "sparsity-predicted": sparsity_predicted,
+    "noise-scale": noise_table,
 }
 BLOCK = re.compile(r"(<!-- numbers: ([\w-]+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 

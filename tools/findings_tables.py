@@ -220,7 +220,13 @@ TABLES = {
             UNCHANGED,
             RANK,
         ),
-        {},  # every arm, by `pretrain_rows`
+        {
+            "adamw": "AdamW 3e-3",
+            "sgd": "SGD 0.3",
+            "sgd-momentum-lr0.3": "SGD 0.3, momentum 0.9",
+            "sgd-momentum-lr1": "SGD 1.0, momentum 0.9",
+            "sgd-ll": "SGDLL 1000 (momentum 0.9, head rows 1e-3, update 5e-4)",
+        },
     ),
     "rl-against-sft-smollm2": TableSpec(
         "rl_against_sft_smollm2",
@@ -243,7 +249,6 @@ def table_of(name: str) -> str:
     """One of `TABLES` in Markdown."""
     spec = TABLES[name]
     arms = study(spec.study)
-    rows = spec.rows or {arm: arm for arm in arms}
     lines = [[spec.first, *(c.title for c in spec.columns)], ["---"] * (1 + len(spec.columns))]
-    lines += [[row, *(c.cell(arms, arm) for c in spec.columns)] for arm, row in rows.items()]
+    lines += [[row, *(c.cell(arms, arm) for c in spec.columns)] for arm, row in spec.rows.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
