@@ -218,7 +218,8 @@ class TrainingCLI(LightningCLI):
         """With atomic writes, and IterationCheckpoint where Lightning would add ModelCheckpoint."""
         assert self.subcommand is not None
         settings = self.config_init[self.subcommand]["trainer"]
-        present = settings["callbacks"] or []
+        given = settings["callbacks"] or []
+        present = given if isinstance(given, list) else [given]  # one may stand without a list
         wanted = self.subcommand == "fit" and settings["enable_checkpointing"] is not False
         if wanted and not any(isinstance(callback, Checkpoint) for callback in present):
             present = [*present, IterationCheckpoint()]
