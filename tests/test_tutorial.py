@@ -114,7 +114,9 @@ def test_the_study_runs_its_own_algorithm_and_optimizer(folder):
         run = chosen[name]
         overlay = folder / f"{name}.yaml"
         overlay.write_text(yaml.safe_dump(run.overlay))
-        cli, _ = fit(["--config", os.fspath(run.config), "--config", str(overlay)], folder)
+        own = folder / f"{name}-run"
+        own.mkdir()
+        cli, _ = fit(["--config", os.fspath(run.config), "--config", str(overlay)], own)
         assert type(cli.model).__name__ == {"top-share": "GRPO", "median": "MedianGRPO"}[name]
         kinds = {"top-share": "TopShareSGD", "median": "SGD"}
         assert type(cli.trainer.optimizers[0]).__name__ == kinds[name]

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import rlsgd.optimizers.schedulers  # noqa: F401
@@ -271,9 +271,7 @@ class TrainingCLI(LightningCLI):
     def predict(self, **arguments: Any) -> None:
         """`rlsgd predict`."""
         check_data(self.model, self.datamodule)
-        present: list[Any] = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-        if not any(isinstance(callback, CompletionLog) for callback in present):
-            present.append(CompletionLog())
+        self.add_callback(CompletionLog)
         self.evaluate("predict", arguments)
         folder = run_folder(self.trainer)  # on every rank
         if self.trainer.is_global_zero:
@@ -290,10 +288,14 @@ class TrainingCLI(LightningCLI):
         """Report accuracies whatever callbacks the config lists; False where there are none."""
         if not isinstance(self.model, VerifiableModule):
             return False
-        present: list[Any] = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-        if not any(isinstance(callback, EvaluationReport) for callback in present):
-            present.append(EvaluationReport())
+        self.add_callback(EvaluationReport)
         return True
+
+    def add_callback(self, kind: type[Callback]) -> None:
+        """Add a callback of a kind where the config lists none."""
+        present: list[Any] = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        if not any(isinstance(callback, kind) for callback in present):
+            present.append(kind())
 
 
 def run_seed(seed: bool | int) -> int:
