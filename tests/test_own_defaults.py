@@ -15,7 +15,8 @@ from jsonargparse._util import import_object
 
 from rlsgd import optimizers
 from rlsgd.cli.defaults import parse_written
-from rlsgd.cli.training import TrainingCLI, trainer_defaults
+from rlsgd.cli.trainer import trainer_defaults
+from rlsgd.cli.training import TrainingCLI
 from rlsgd.study.arms import Arm, Study
 from rlsgd.study.expansion import expand_runs
 

@@ -138,7 +138,7 @@ def _rules(on_other_class: Any) -> Iterator[None]:
         return _check_type(self, value, append=append, cfg=cfg, mode=mode)
 
     def as_namespace(val: Any, prev_val: Any = None) -> Any:
-        spec = _as_namespace(val, prev_val)
+        spec: Any = _as_namespace(val, prev_val)
         nested = spec.get("init_args") if isinstance(spec, Namespace) else None
         if isinstance(nested, _typehints.NestedArg) and not isinstance(nested.val, str):
             # it becomes text again: as JSON it stays what it is, where Python has None for null

@@ -28,7 +28,6 @@ from rlsgd.cli.folders import (
     Begun,
     SaveConfig,
     claim,
-    default_loggers,
     fill,
     named_folder,
     root_folder,
@@ -41,6 +40,7 @@ from rlsgd.cli.iterations import (
 )
 from rlsgd.cli.optimizers import check_optimizers
 from rlsgd.cli.readback import OptimizerArguments, check_resumed, check_settings
+from rlsgd.cli.trainer import trainer_defaults
 from rlsgd.core.command import UsageError
 from rlsgd.core.composition import composed_arguments
 from rlsgd.core.run_folder import RunFolder
@@ -67,26 +67,6 @@ EXPECTED_WARNINGS = (
 )
 # a default such as Timer's `interval` is text of a class of its own
 yaml.SafeDumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str(text)))
-OBSERVERS = (
-    "IterationProgress",
-    "UpdateSparsity",
-    "EffectiveRank",
-    "Memory",
-    "CompletionLog",
-    "CallbackTime",
-)
-
-
-def trainer_defaults() -> dict[str, Any]:
-    """Trainer settings that differ from Lightning's. Loggers share one folder for each run."""
-    return {
-        "trainer.callbacks": [{"class_path": f"rlsgd.callbacks.{name}"} for name in OBSERVERS],
-        "trainer.logger": default_loggers(),
-        "trainer.log_every_n_steps": 1,
-        # model and metrics go from `validate` on to `fit`, where inference tensors are refused
-        "trainer.inference_mode": False,
-        "trainer.num_sanity_val_steps": 0,  # the base is validated in full before training instead
-    }
 
 
 class TrainingCLI(LightningCLI):
