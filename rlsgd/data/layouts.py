@@ -10,7 +10,7 @@ from rlsgd.data.cells import after_hashes, last_box
 from rlsgd.data.written import Table, at_path, has_path
 
 # what a column of whole solutions shows in at least one row
-_MARKERS = {
+_MARKERS: dict[Callable[[str], str], re.Pattern[str]] = {
     after_hashes: re.compile(r"^####[^\n]*\s*\Z", re.MULTILINE),
     last_box: re.compile(r"\\(?:boxed|fbox)\b"),
 }
