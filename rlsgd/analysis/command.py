@@ -183,6 +183,12 @@ def _print_tuned(console: Console, tuned: dict[str, Any], record: dict[str, Any]
         f"{record['settings']['alpha']:g} of the entries; subspaces have rank "
         f"{record['settings']['rank_k']}",
     ]
+    matrices = [part for part in tuned["tensors"].values() if "effective_rank" in part]
+    if matrices:
+        covered = sum(part["weights"] for part in matrices) / total["weights"]
+        lines.append(
+            f"ranks, drift and rotation: {len(matrices)} matrices, {covered:.2%} of weights"
+        )
     for key, words in _LISTED.items():
         if tuned[key]:
             lines.append(f"{words}: {', '.join(tuned[key])}")

@@ -23,6 +23,7 @@ from rlsgd.analysis.tensor_update import (
 )
 from rlsgd.core.checkpoints import LazyTensors
 from rlsgd.core.layer_kinds import kind_of, layer_of
+from rlsgd.core.matrices import split_experts
 from rlsgd.functional.geometry import MaskOverlap, changed_in_bf16, overlap
 
 
@@ -63,23 +64,31 @@ class Comparison:
             ValueError: a weight is not finite, is quantised, or cannot be read.
         """
         updates: list[dict[str, TensorUpdate]] = [{} for _ in self.tuned]
+        measured: list[set[str]] = [set() for _ in self.tuned]
         dtypes: list[Counter[str]] = [Counter() for _ in self.tuned]
         base_dtypes: Counter[str] = Counter()
         pairs: dict[tuple[int, int], dict[str, MaskOverlap]] = defaultdict(dict)
         for name in self.names:
             stored = self._read(self.base, name, self.base_flag)
             base_dtypes[dtype_name(stored)] += stored.numel()
-            derived: dict[torch.dtype, InitialMatrix | None] = {}  # the same for several TUNED
+            derived: dict[
+                tuple[torch.dtype, str], InitialMatrix | None
+            ] = {}  # the same for several TUNED
             changed: dict[int, Tensor] = {}
             for index, weight in self._tuned_weights(name, stored):
                 dtypes[index][dtype_name(weight)] += weight.numel()
                 # Storage in a narrower dtype alone is no update: BASE is rounded to it first.
                 dtype, initial = weight.dtype, stored.to(weight.dtype).float()
                 weight = weight.float()
-                if dtype not in derived:
-                    matrix = initial.ndim == 2
-                    derived[dtype] = InitialMatrix.of(initial, self.measures) if matrix else None
-                updates[index][name] = measure(weight, initial, derived[dtype], self.measures)
+                parts = zip(split_experts(name, weight), split_experts(name, initial), strict=True)
+                for (part, now), (_, then) in parts:
+                    if (dtype, part) not in derived:
+                        is_matrix = then.ndim == 2
+                        found = InitialMatrix.of(then, self.measures) if is_matrix else None
+                        derived[dtype, part] = found
+                    matrix = derived[dtype, part]
+                    updates[index][part] = measure(now, then, matrix, self.measures)
+                measured[index].add(name)
                 if len(self.tuned) > 1:
                     changed[index] = changed_in_bf16(weight, initial)
             for first, second in combinations(changed, 2):
@@ -88,7 +97,10 @@ class Comparison:
         return {
             "base": {"path": self.base_name, "dtypes": dict(base_dtypes)},
             "settings": {**asdict(self.measures), "tolerances": list(self.measures.tolerances)},
-            "tuned": [self._tuned_record(i, dtypes[i], updates[i]) for i in range(len(self.tuned))],
+            "tuned": [
+                self._tuned_record(i, dtypes[i], updates[i], measured[i])
+                for i in range(len(self.tuned))
+            ],
             "pairs": [
                 {
                     "first": self.tuned_names[first],
@@ -109,7 +121,11 @@ class Comparison:
                     yield index, weight
 
     def _tuned_record(
-        self, index: int, dtypes: Counter[str], updates: dict[str, TensorUpdate]
+        self,
+        index: int,
+        dtypes: Counter[str],
+        updates: dict[str, TensorUpdate],
+        measured: set[str],
     ) -> dict[str, Any]:
         path, found = self.tuned_names[index], self.matches[index]
         if not updates:
@@ -120,7 +136,7 @@ class Comparison:
             "tied_heads_left_out": found.tied,
             "only_in_base": found.only_base,
             "only_in_tuned": found.only_tuned,
-            "not_measured": [name for name in found.names if name not in updates],
+            "not_measured": [name for name in found.names if name not in measured],
             **grouped(updates),
         }
 

@@ -9,9 +9,12 @@ from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from rlsgd.core.checkpoints import LazyTensors, starting_weights
 from rlsgd.core.distributed import full_parameters, gathered, process_number
+from rlsgd.core.matrices import holds_experts, split_experts
 
 T = TypeVar("T")
 
@@ -156,7 +159,7 @@ class UpdateCallback(ModelCallback):
         before: LazyTensors,
         measure: Callable[[Tensor, Tensor], T],
         *,
-        ndim: int | None = None,
+        matrices: bool = False,
     ) -> dict[str, T]:
         """`measure(weight now, weight before)` of every parameter, by name, on every rank.
 
@@ -166,17 +169,33 @@ class UpdateCallback(ModelCallback):
             pl_module: the module that is trained.
             before: earlier weights.
             measure: gets both weights as `tensors` gives them; its result must pickle.
-            ndim: leave parameters with other numbers of dimensions out.
+            matrices: leave out what is no matrix; experts that share a tensor are matrices each,
+                as a checkpoint of this model has them.
         """
         process, processes = process_number()
-        everything = full_parameters(self.measured(pl_module))
-        chosen = ((name, weight) for name, weight in everything if ndim in (None, weight.ndim))
-        own = [
-            (index, name, measure(weight.float(), _earlier(before, name, weight)))
-            for index, (name, weight) in enumerate(chosen)
-            if index % processes == process
-        ]
+        model = self.measured(pl_module)
+        chosen = (
+            (name, weight)
+            for name, weight in full_parameters(model)
+            if not matrices or weight.ndim == 2 or holds_experts(name, weight)
+        )
+        own = []
+        for index, (name, weight) in enumerate(chosen):
+            if index % processes != process:
+                continue
+            pair = weight.float(), _earlier(before, name, weight)
+            now, then = ([(name, x)] if not matrices else as_stored(model, name, x) for x in pair)
+            for (part, a), (_, b) in zip(now, then, strict=True):
+                own.append((index, part, measure(a, b)))
         return {name: value for _, name, value in sorted(gathered(own), key=lambda item: item[0])}
+
+
+def as_stored(model: nn.Module, name: str, weight: Tensor) -> list[tuple[str, Tensor]]:
+    """The matrices that a parameter is in a checkpoint, where gate and up of an expert are two."""
+    if weight.ndim == 3 and isinstance(model, PreTrainedModel):
+        stored = revert_weight_conversion(model, {name: weight})
+        return [part for item in stored.items() for part in split_experts(*item)]
+    return split_experts(name, weight)
 
 
 def _earlier(before: LazyTensors, name: str, weight: Tensor) -> Tensor:

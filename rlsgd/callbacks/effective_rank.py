@@ -8,11 +8,13 @@ from collections.abc import Collection
 from statistics import fmean
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from rlsgd.callbacks.base import UpdateCallback, append_jsonl, log_metrics
 from rlsgd.callbacks.heatmap import log_heatmap
 from rlsgd.core.layer_kinds import kind_of
+from rlsgd.core.matrices import holds_experts
 from rlsgd.core.types import DivergedError
 from rlsgd.functional.sketched_rank import COLUMNS, sketched_rank
 from rlsgd.functional.updates import (
@@ -24,7 +26,10 @@ from rlsgd.functional.updates import (
 
 
 class EffectiveRank(UpdateCallback):
-    """Rank of every 2-D update since the start, averaged over matrices: the SVD's own count.
+    """Rank of every matrix's update since the start, averaged over matrices: the SVD's own count.
+
+    Experts that share a tensor are matrices each, as in a checkpoint. The share of the weights that
+    the matrices hold is said, and stands in the file as `covers`.
 
     `update/effective_rank` is the smallest count of singular values that holds `energy` of the
     squared spectrum; `update/effective_rank_percent` is that count as percent of min(m, n);
@@ -85,7 +90,15 @@ class EffectiveRank(UpdateCallback):
                     "effective_rank_percent"
                 ]
         log_metrics(trainer, metrics)
-        record = {"epoch": trainer.current_epoch, "global_step": trainer.global_step}
+        covers = self.covers(pl_module)
+        rank_zero_info(
+            f"{self.prefix}effective rank: {len(ranks)} matrices, {covers:.2%} of the weights"
+        )
+        record: dict[str, float] = {
+            "epoch": trainer.current_epoch,
+            "global_step": trainer.global_step,
+        }
+        record["covers"] = covers
         append_jsonl(trainer, f"{self.prefix}effective_rank.jsonl", {**record, "tensors": ranks})
         last = trainer.current_epoch + 1 == trainer.max_epochs
         if self.heatmap and last and trainer.is_global_zero:
@@ -94,10 +107,18 @@ class EffectiveRank(UpdateCallback):
             if percents:
                 log_heatmap(trainer, f"{prefix}/{key}_by_layer", percents, (0.0, 100.0))
 
+    def covers(self, pl_module: LightningModule) -> float:
+        """Share of the model's weights that are in matrices."""
+        sizes = [
+            (p.numel(), p.ndim == 2 or holds_experts(name, p))
+            for name, p in self.measured(pl_module).named_parameters()
+        ]
+        return sum(size for size, is_in in sizes if is_in) / sum(size for size, _ in sizes)
+
     def ranks(self, pl_module: LightningModule) -> dict[str, dict[str, float]]:
         """What is known of the rank of each 2-D parameter's update."""
         ranks = self.of_each(
-            pl_module, self.initial, lambda now, then: self.rank_of(now - then), ndim=2
+            pl_module, self.initial, lambda now, then: self.rank_of(now - then), matrices=True
         )
         broken = next((name for name, rank in ranks.items() if rank is None), None)
         if broken is not None:

@@ -10,28 +10,48 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KINDS = {
-    "embedding": r"embed|wte|wpe",
-    "attention_q": r"q_proj",
-    "attention_k": r"k_proj",
-    "attention_v": r"\bv_proj",  # not qkv_proj
-    "attention_o": r"o_proj|attn\.c_proj|attention\.dense|out_proj",
-    "attention_qkv": r"c_attn|qkv|query_key_value",
-    "mlp": r"mlp|gate_proj|up_proj|down_proj|\bfc\d",
+KINDS = {  # the first that matches; the order tells an expert from an mlp
+    "router": r"router|\bgate\.(weight|bias|e_score|wg)|expert_gate|score_correction_bias",
+    "shared_expert": r"shared_(expert|mlp)",
+    "experts": r"\bexperts\b|block_sparse_moe|(input|output)_linear",
+    "norm": r"norm|Norm|\bln_|\bln\d|\bpre_ln",
+    "convolution": r"\bconv_?1?d?\b|\bconv\.",
+    "state_space": (
+        r"\bmamba\b|\bmixer\.(?![qkvo]_proj)|linear_attn|A_log|\bdt_|_dt_|rg_lru|mlstm|time_(mix|decay|first)"
+        r"|temporal_block\.linear|\bx_proj|\battention\.receptance"
+    ),
+    "embedding": r"embed|wte|wpe|word_embeddings|tokens_embed|positions_embed",
+    "attention_qkv": r"c_attn|qkv|query_key_value|\bWqkv",
+    "attention_q": r"\bq_(\w+_)?proj|\bq\.weight|project_q|\bquery\b|\bWq\b",
+    "attention_k": r"\bk_proj|\bkv_|project_k|attention\.(self\.)?key|\bWk\b",
+    "attention_v": r"\bv_proj|project_v|attention\.(self\.)?value|\bWv\b",
+    "attention_o": (
+        r"o_proj|attn\.c_proj|(attention|attn)\.(output\.)?dense|out_proj|attention\.output"
+        r"|attention_out|\battn\.Wo|output_gate"
+    ),
+    "mlp": r"mlp|gate_proj|up_proj|down_proj|\bfc\d|\bffn\b|\bff\b|feed_forward|(intermediate|output)\.dense",
     "head": r"lm_head|^head\b",
 }
 
 
 def kind_of(name: str) -> str:
-    """Kind of a parameter by its name: embedding, attention_q/k/v/o/qkv, mlp, norm, head, other."""
-    if re.search(r"norm|\bln_", name):
-        return "norm"
-    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name)), "other")
+    """Kind of a parameter by its name: one of `KINDS`, or `other: NAME` without the layer's number.
+
+    A kind that nothing matches is listed by its name, so that nobody takes it for something else.
+
+    >>> kind_of("model.layers.3.self_attn.sinks")
+    'other: self_attn.sinks'
+    """
+    kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, name)), None)
+    if kind is None:
+        tail = re.split(r"\b(?:layers?|h|blocks)\.\d+\.", name)[-1]
+        kind = f"other: {re.sub(r'[.]weight$|[.]bias$', '', tail)}"
+    return kind
 
 
 def layer_of(name: str) -> int | None:
     """Index of the decoder layer a parameter belongs to, if it belongs to one."""
-    found = re.search(r"\b(?:layers|h|blocks)\.(\d+)\.", name)
+    found = re.search(r"\b(?:layers?|h|blocks)\.(\d+)\.", name)
     return int(found[1]) if found else None
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Muon
 
 from rlsgd.optimizers.container import OptimizerContainer
@@ -52,7 +54,7 @@ class MuonWithAdamW(OptimizerContainer):
                 "are matrices of layers; it needs some that are and some that are not. Use "
                 "torch.optim.Muon or torch.optim.AdamW alone"
             )
-        muon = Muon(
+        muon = MuonOfExperts(
             matrices,
             lr=lr,
             weight_decay=weight_decay,
@@ -65,6 +67,29 @@ class MuonWithAdamW(OptimizerContainer):
         super().__init__([muon, adamw])
 
 
+class MuonOfExperts(Muon):
+    """torch's Muon, with a step for every expert of a tensor [E, m, n]."""
+
+    def __init__(self, matrices: list[Tensor], **options: Any) -> None:
+        experts = [p for p in matrices if p.ndim == 3]
+        if any(isinstance(p, DTensor) for p in experts):
+            raise ValueError(
+                "--model.optimizer MuonWithAdamW: experts in one tensor cannot be sharded with "
+                "Muon; use one device or DDP"
+            )
+        # torch refuses three dimensions when it is made, and meets matrices alone when it steps
+        first = [p for p in matrices if p.ndim == 2] or [torch.nn.Parameter(torch.zeros(2, 2))]
+        super().__init__(first, **options)
+        self.param_groups[0]["params"] = matrices
+
+    def _init_group(self, group: Any, *lists: list[Tensor]) -> bool:
+        has_complex = super()._init_group(group, *lists)
+        for tensors in lists:
+            tensors[:] = [m for t in tensors for m in (t if t.ndim == 3 else [t])]
+        return has_complex
+
+
 def is_layer_matrix(parameter: Tensor) -> bool:
-    """Whether Muon is made for this parameter."""
-    return parameter.ndim == 2 and min(parameter.shape) > 1 and not roles(parameter)
+    """Whether Muon is made for this parameter: a matrix, or those of a layer's experts."""
+    is_matrix = parameter.ndim in (2, 3) and min(parameter.shape[-2:]) > 1
+    return is_matrix and not roles(parameter)
