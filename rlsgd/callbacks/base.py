@@ -192,9 +192,10 @@ class UpdateCallback(ModelCallback):
 
 def as_stored(model: nn.Module, name: str, weight: Tensor) -> list[tuple[str, Tensor]]:
     """The matrices that a parameter is in a checkpoint, where gate and up of an expert are two."""
-    if weight.ndim == 3 and isinstance(model, PreTrainedModel):
+    if isinstance(model, PreTrainedModel):
         stored = revert_weight_conversion(model, {name: weight})
-        return [part for item in stored.items() for part in split_experts(*item)]
+        if sum(part.numel() for part in stored.values()) == weight.numel():
+            return [part for item in stored.items() for part in split_experts(*item)]
     return split_experts(name, weight)
 
 

@@ -17,8 +17,8 @@ KINDS = {  # the first that matches; the order tells an expert from an mlp
     "norm": r"norm|Norm|\bln_|\bln\d|\bpre_ln",
     "convolution": r"\bconv_?1?d?\b|\bconv\.",
     "state_space": (
-        r"\bmamba\b|\bmixer\.(?![qkvo]_proj)|linear_attn|A_log|\bdt_|_dt_|rg_lru|mlstm|time_(mix|decay|first)"
-        r"|temporal_block\.linear|\bx_proj|\battention\.receptance"
+        r"\bmamba\b|\bmixer\.(?!([qkvo]|up|down|gate)_proj)|linear_attn|A_log|\bdt_|_dt_|rg_lru|mlstm"
+        r"|time_(mix|decay|first)|temporal_block\.linear|\bx_proj|\battention\.receptance"
     ),
     "embedding": r"embed|wte|wpe|word_embeddings|tokens_embed|positions_embed",
     "attention_qkv": r"c_attn|qkv|query_key_value|\bWqkv",
@@ -29,23 +29,26 @@ KINDS = {  # the first that matches; the order tells an expert from an mlp
         r"o_proj|attn\.c_proj|(attention|attn)\.(output\.)?dense|out_proj|attention\.output"
         r"|attention_out|\battn\.Wo|output_gate"
     ),
-    "mlp": r"mlp|gate_proj|up_proj|down_proj|\bfc\d|\bffn\b|\bff\b|feed_forward|(intermediate|output)\.dense",
+    "mlp": (
+        r"mlp|gate_proj|up_proj|down_proj|\bfc\d|\bffn\b|\bff\b|feed_forward"
+        r"|(intermediate|output)\.dense"
+    ),
     "head": r"lm_head|^head\b",
 }
 
 
 def kind_of(name: str) -> str:
-    """Kind of a parameter by its name: one of `KINDS`, or `other: NAME` without the layer's number.
+    """Kind of a parameter by its name: one of `KINDS`, or `other:NAME` without the layer's number.
 
     A kind that nothing matches is listed by its name, so that nobody takes it for something else.
 
     >>> kind_of("model.layers.3.self_attn.sinks")
-    'other: self_attn.sinks'
+    'other:self_attn.sinks'
     """
     kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, name)), None)
     if kind is None:
         tail = re.split(r"\b(?:layers?|h|blocks)\.\d+\.", name)[-1]
-        kind = f"other: {re.sub(r'[.]weight$|[.]bias$', '', tail)}"
+        kind = f"other:{re.sub(r'[.]weight$|[.]bias$', '', tail)}"
     return kind
 
 

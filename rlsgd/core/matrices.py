@@ -1,4 +1,4 @@
-"""The matrices among a model's weights: an expert is one, also where all of a layer are one tensor."""
+"""The matrices among a model's weights: every expert is one, also where a tensor holds several."""
 
 from __future__ import annotations
 
