@@ -29,7 +29,7 @@ from tests.helpers.tiny_models import EOS, LLAMA, PAD, VOCABULARY, character_tok
 def test_router_jitter_and_nested_dropout_are_off_too():
     config = PhimoeConfig(router_jitter_noise=0.01, input_jitter_noise=0.02, rms_norm_eps=0.5)
     config.text = LlamaConfig(attention_dropout=0.3)  # pyright: ignore[reportAttributeAccessIssue]
-    models._zero_noise(config)
+    models.without_noise(config)
     assert (config.router_jitter_noise, config.input_jitter_noise) == (0.0, 0.0)
     assert config.text.attention_dropout == 0.0  # pyright: ignore[reportAttributeAccessIssue]
     assert config.rms_norm_eps == 0.5

@@ -133,9 +133,7 @@ def load_reference(path: str) -> PreTrainedModel:
 def load_config(folder: str) -> PretrainedConfig:
     """A model's config with every dropout and jitter 0."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    _zero_noise(config)
-    if hasattr(config, "rescale_every"):  # RWKV's, for float16: in eval mode it changes weights
-        config.rescale_every = 0
+    without_noise(config)
     return config
 
 
@@ -153,10 +151,13 @@ def keep_special_tokens(policy: PreTrainedModel, shipped: GenerationConfig | Non
     )
 
 
-def _zero_noise(config: PretrainedConfig) -> None:
+def without_noise(config: PretrainedConfig) -> None:
+    """Set every dropout and jitter of a config to 0."""
+    if hasattr(config, "rescale_every"):  # RWKV's, for float16: in eval mode it changes weights
+        config.rescale_every = 0
     for name, value in list(vars(config).items()):
         if isinstance(value, PretrainedConfig):
-            _zero_noise(value)
+            without_noise(value)
         elif ("drop" in name or "jitter" in name) and isinstance(value, float):
             setattr(config, name, 0.0)
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from rlsgd.models.loading import without_noise
 from tests.helpers.tiny_models import EOS, PAD, VOCABULARY
 
 LAYERS = 2
@@ -192,17 +193,6 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite-moe": ("granitemoe", MIXTURE),
     "phimoe": ("phimoe", MIXTURE),
     "jetmoe": ("jetmoe", {**MIXTURE, "kv_channels": 8}),
-    "dbrx": (
-        "dbrx",
-        {
-            "d_model": 32,
-            "n_heads": 4,
-            "n_layers": LAYERS,
-            "max_seq_len": 64,
-            "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0},
-            "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
-        },
-    ),
     "deepseek-v2": ("deepseek_v2", LATENT),
     "deepseek-v3": ("deepseek_v3", {**LATENT, "head_dim": 4}),
     "glm4-moe": ("glm4_moe", {**MIXTURE, "n_shared_experts": 1}),
@@ -327,7 +317,9 @@ def tiny_model(name: str) -> PreTrainedModel:
     """A random float32 model in eval mode; its norms and biases are random too."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(tiny_config(name), dtype=torch.float32)
+        config = tiny_config(name)
+        without_noise(config)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
