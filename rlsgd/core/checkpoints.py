@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils.hub import cached_file
+
+from rlsgd.core.named_files import read_weight_map
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -36,6 +37,7 @@ class LazyTensors:
 
         Raises:
             FileNotFoundError: there are no safetensors at `path`.
+            ValueError: an index names a file elsewhere.
         """
         if Path(path).is_file():
             return cls(_names([Path(path)]))
@@ -43,8 +45,7 @@ class LazyTensors:
         if single := find_file(path, SINGLE):
             return cls(_names([single]))
         if index := find_file(path, INDEX):
-            shards = json.loads(index.read_text())["weight_map"]
-            return cls({name: index.parent / shard for name, shard in shards.items()})
+            return cls(read_weight_map(index))
         raise FileNotFoundError(f"{path} holds neither {SINGLE} nor {INDEX}")
 
     def __contains__(self, name: str) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rlsgd.core.checkpoints import LazyTensors
+from rlsgd.core.named_files import named_file
 from rlsgd.deltas.container import raw_bytes, spec_of, write_checked
 from rlsgd.deltas.manifest import (
     COPY,
@@ -181,9 +182,13 @@ def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def small_files(folder: Path) -> dict[str, bytes]:
-    """Configuration and tokenizer files of a model folder: text by its suffix, never code."""
+    """Configuration and tokenizer files of a model folder: text by its suffix, never code.
+
+    Raises:
+        ValueError: one is a link out of the folder.
+    """
     return {
-        path.name: path.read_bytes()
+        path.name: named_file(folder, path.name).read_bytes()
         for path in sorted(folder.iterdir())
         if path.suffix in FILE_SUFFIXES
         and path.is_file()

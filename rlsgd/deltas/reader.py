@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from rlsgd.core.named_files import named_file
 from rlsgd.deltas.container import DTYPES, CheckedFile, Spec, from_raw_bytes
 from rlsgd.deltas.manifest import (
     COPY,
@@ -50,8 +51,12 @@ class Delta:
             self.manifest = Manifest.from_json(self.file.metadata["delta"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path} does not describe itself as a delta does: {error}") from error
-        for name in self.manifest.files or {}:
-            if Path(name).name != name or Path(name).suffix not in FILE_SUFFIXES:
+        for name in {**(self.manifest.files or {}), **self.manifest.stored_files}:
+            try:
+                is_plain = named_file(Path("OUT"), name).name == name
+            except ValueError:
+                is_plain = False
+            if not is_plain or Path(name).suffix not in FILE_SUFFIXES:
                 raise ValueError(f"{path} would write a file called {name!r}, which is refused")
 
     def stored_bytes(self, name: str) -> int:

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from rlsgd.core.hub import require_hub
+from rlsgd.core.named_files import check_indexes
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "embedded"
 PREPARED_BY = {
@@ -43,16 +44,20 @@ def resolve_model(path: str, flag: str = "--model.policy") -> str:
         flag: what the user wrote it after, for the error.
 
     Raises:
-        ValueError: nothing of that name is there.
+        ValueError: nothing of that name is there, or its index names files elsewhere.
     """
     if path == "embedded":
         return str(EMBEDDED)
     if not path:
         raise ValueError(f"{flag} is empty; name a model folder or 'embedded'")
-    if Path(path).is_dir():
-        return path
-    if (prepared := cache_folder() / path).is_dir():
-        return str(prepared)
+    for folder in (Path(path), cache_folder() / path):
+        if folder.is_dir():
+            try:
+                check_indexes(folder)
+            except ValueError as error:
+                raise ValueError(f"{flag} {path}: {error}") from error
+            return path if folder == Path(path) else str(folder)
+    prepared = cache_folder() / path
     if path in PREPARED_BY:
         raise ValueError(
             f"{flag} {path}: not prepared yet ({prepared} is not there). "

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from rlsgd.core.named_files import named_file
+
 INDEX = ".metadata"  # which tensors there are, and where; torch reads it with pickle
 META = "meta.pt"  # the rest of the checkpoint; Lightning takes a folder with it for one
 # what an index is made of: descriptions of tensors, and nothing that acts when it is built
@@ -68,8 +70,10 @@ def read_index(folder: Path) -> Metadata:
         if not isinstance(entry, TensorStorageMetadata):  # torch would unpickle it
             raise UnsafeIndexError(f"{INDEX} has {name}, which is no tensor")
     for place in index.storage_data.values():
-        if Path(place.relative_path).name != place.relative_path:
-            raise UnsafeIndexError(f"{INDEX} points outside its folder: {place.relative_path}")
+        try:
+            named_file(folder, place.relative_path)
+        except ValueError as error:
+            raise UnsafeIndexError(f"{INDEX} points outside its folder: {error}") from error
     return index
 
 
