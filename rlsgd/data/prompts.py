@@ -35,14 +35,12 @@ class PromptDataModule(TokenizedDataModule):
             function by its name, such as `my_rewards.shorter`, see `FunctionReward`.
         reward_timeout_seconds: the most that scoring one completion may take.
         reward_failure_score: the reward of a completion whose verifier raised, hung or died.
+        allow_unwalled_reward: permission to run verifiers with your own rights without any wall.
         system_prompt: put before the question, as a system message if there is a chat template. A
             chat with a system message of its own keeps that instead.
-        chat_template: use of the tokenizer's chat template; by default it is applied if
-            the tokenizer has one.
-        template_arguments: further arguments of the chat template, such as
-            `enable_thinking: false`.
-        template_date: the date, as YYYY-MM-DD, for a chat template that writes today's, so that
-            prompts do not depend on the day.
+        chat_template: use of the tokenizer's chat template; by default it is used if there is one.
+        template_arguments: further arguments of the template, such as `enable_thinking: false`.
+        template_date: the date, as YYYY-MM-DD, of prompts whose template would write today's.
         thinking_tags: the two texts that open and close thinking. Rewards look for the answer after
             the last closing one, and one that is never closed scores 0; null looks everywhere.
         keep_special_tokens: sight of special tokens for rewards. Thinking tags are always seen.
@@ -71,6 +69,7 @@ class PromptDataModule(TokenizedDataModule):
         reward: Reward | Callable[..., Any] | None = None,
         reward_timeout_seconds: float = 10.0,
         reward_failure_score: float = 0.0,
+        allow_unwalled_reward: bool = False,
         system_prompt: str | None = None,
         chat_template: bool | None = None,
         template_arguments: dict[str, Any] | None = None,
@@ -88,7 +87,7 @@ class PromptDataModule(TokenizedDataModule):
         self.task = task
         self.prompts_per_epoch = prompts_per_epoch
         self.group_size = group_size
-        self.reward = reward
+        self.reward, self.allow_unwalled_reward = reward, allow_unwalled_reward
         self.reward_timeout_seconds = reward_timeout_seconds
         self.reward_failure_score = reward_failure_score
         self.system_prompt = system_prompt
@@ -142,6 +141,7 @@ class PromptDataModule(TokenizedDataModule):
             reward,
             timeout_seconds=self.reward_timeout_seconds,
             failure_score=self.reward_failure_score,
+            allow_unwalled=self.allow_unwalled_reward,
         )
         try:
             self._check_lengths(stage)

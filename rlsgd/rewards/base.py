@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cache
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -31,19 +32,26 @@ class Reward(ABC):
     Attributes:
         isolated: True runs the reward in a worker process, where it can be stopped. False is for
             code that cannot hang, whatever a model writes.
+        walled: True puts that process behind a wall: no file but code, no network, no environment,
+            no other process. False is for a reward that builds its own (`PythonTests`), or that
+            evaluates no text and needs what the wall takes.
+        fork_each: True grades each completion in a fork of its own, so that a completion which is
+            evaluated cannot change another's score. False is for code that evaluates no text.
         full_marks: the score of a correct answer.
         thinking_tags: what opens and closes a completion's thinking, as `--data.thinking_tags` has
             it; None where an answer may be anywhere.
     """
 
     isolated: bool = True
+    walled: bool = True
+    fork_each: bool = True
     full_marks: float = 1.0
     thinking_tags: tuple[str, str] | None = ("<think>", "</think>")
 
     @property
     def name(self) -> str:
         """How logs call this reward: the class name in snake_case."""
-        return _WORD_START.sub("_", type(self).__name__).lower()
+        return _snake_case(type(self).__name__)
 
     @property
     def part_names(self) -> list[str]:
@@ -100,7 +108,14 @@ class Reward(ABC):
         return []
 
     def prepare(self) -> None:
-        """Import and load what scoring needs. Runs before any completion's time does."""
+        """Import and load what scoring needs. Runs before any completion's time does.
+
+        Behind a wall this is the last moment to read files other than installed code.
+        """
+        return None
+
+    def expect(self, problem: Problem) -> None:
+        """Load what this problem's completions need, once for all of them; they come later."""
         return None
 
 
@@ -113,6 +128,11 @@ class BatchReward(Reward):
 
     def score(self, completion: str, problem: Problem) -> float:
         return self.score_batch([completion], [problem])[0]
+
+
+@cache
+def _snake_case(name: str) -> str:
+    return _WORD_START.sub("_", name).lower()
 
 
 @dataclass(frozen=True)
@@ -152,8 +172,8 @@ def finite_number(value: object, name: str) -> float:
     Numbers of NumPy and torch (also arrays and tensors without dimensions) and Decimal are
     numbers.
     """
-    number = scalar(value)
-    if not isinstance(number, (Real, Decimal)):
+    number = value if type(value) is float else scalar(value)
+    if type(number) is not float and not isinstance(number, (Real, Decimal)):
         raise TypeError(f"{name} returned {value!r:.80}, not a number")
     try:
         number = float(number)

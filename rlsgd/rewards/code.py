@@ -38,6 +38,8 @@ class PythonTests(Reward):
     """
 
     isolated = True
+    walled = False  # it starts sandboxes, and only searches the text
+    fork_each = False
 
     def __init__(
         self,
@@ -56,6 +58,8 @@ class PythonTests(Reward):
         self.scoring: Scoring = scoring
         self.seconds = seconds
         self.sandbox = sandbox or default_sandbox(allow_unsandboxed=allow_unsandboxed)
+        for lack in self.sandbox.shortcomings:
+            warnings.warn(lack, stacklevel=2)
 
     def prepare(self) -> None:
         """Raises `SandboxError` if the sandbox does not work in this process."""
@@ -97,7 +101,11 @@ def default_sandbox(*, allow_unsandboxed: bool) -> Sandbox:
             reasons.append(f"{kind.__name__} does not work here ({error})")
             continue
         if reasons:
-            warnings.warn(f"{reasons[0]}; programs run in {kind.__name__}", stacklevel=3)
+            warnings.warn(
+                f"{reasons[0]}; programs run in {kind.__name__}, which hides neither whether a "
+                "path exists nor the machine's name (docs/sandbox.md)",
+                stacklevel=3,
+            )
         return sandbox
     why = ", ".join(reasons)
     if not allow_unsandboxed:

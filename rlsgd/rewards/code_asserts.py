@@ -12,6 +12,8 @@ from rlsgd.rewards.code import PythonTests, Scoring, column, extract_code
 from rlsgd.rewards.sandbox.base import Sandbox
 from rlsgd.rewards.sandbox.session import Session
 
+MESSAGES_KB = 64 * 1024  # of all arguments and values of one program's tests, as JSON
+
 
 class AssertTests(PythonTests):
     """Tests that are Python code (HumanEval: `check(candidate)`; MBPP: a list of assertions).
@@ -65,8 +67,8 @@ class AssertTests(PythonTests):
             code = problem.question + ("" if same else "\n") + (_indented(code) if same else code)
         program, payload = code.encode(errors="replace"), json.dumps(task).encode()
         with (
-            self.sandbox.start("candidate", program) as candidate,
-            self.sandbox.start("judge", payload) as judge,
+            self.sandbox.start("candidate", program, output_kb=MESSAGES_KB) as candidate,
+            self.sandbox.start("judge", payload, output_kb=MESSAGES_KB) as judge,
         ):
             judge.wait_until_ready(self.seconds)
             candidate.wait_until_ready(self.seconds)
@@ -99,7 +101,7 @@ def relay(judge: Session, candidate: Session) -> int:
     A program that gives no answer, for whatever reason, passes no further test.
 
     Raises:
-        ValueError: if the tests themselves are broken.
+        ValueError: if the tests themselves are broken, or pass more than `MESSAGES_KB` in all.
     """
     passed = 0
     while line := judge.read_line():
@@ -117,6 +119,10 @@ def relay(judge: Session, candidate: Session) -> int:
             except BrokenPipeError:
                 break
         passed += word == b"pass"
+    if judge.is_over_limit:
+        raise ValueError(
+            f"--data.reward.tests_column: the tests pass more than {MESSAGES_KB // 1024} MiB"
+        )
     return passed
 
 

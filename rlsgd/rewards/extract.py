@@ -12,6 +12,7 @@ Extract = Literal["whole", "last_number", "answer_tag", "boxed"]
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(?P<brace>\{)|(?P<bare>[^\s{}$\\]))")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace, of a set, is passed over
+_MOST_DIGITS = 10_000  # of a number that is read; its value costs their square
 _UNSIGNED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 # A minus after a digit, letter or bracket is a subtraction or a hyphen ("10-12"), not a sign.
 _NUMBER = re.compile(
@@ -73,9 +74,12 @@ def last_number(text: str) -> str | None:
 
 
 def read_number(text: str) -> Fraction | None:
-    """The exact value of the last number of the text, so that 0.5, 1/2 and .50 are equal."""
+    """The exact value of the last number of the text, so that 0.5, 1/2 and .50 are equal.
+
+    None stands for no number, and for one of more than 10,000 characters.
+    """
     match = _last_match(text)
-    if match is None:
+    if match is None or len(match.group()) > _MOST_DIGITS:
         return None
     digits = re.sub(r"[,$\s]", "", match["numerator"])
     value = Fraction(Decimal(digits)) * Fraction(10) ** int(match["exponent"] or 0)

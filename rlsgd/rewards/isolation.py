@@ -1,100 +1,61 @@
-"""A worker process for a reward that may hang or die, and that is stopped when it does."""
+"""A worker process for a reward that may hang, die or evaluate what a model wrote."""
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
-import sys
+import select
+import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import contextmanager
-from functools import lru_cache
-from importlib.machinery import ModuleSpec
-from multiprocessing.context import SpawnContext, SpawnProcess
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing import spawn
 from typing import Any
 
-from pebble import ProcessExpired, ProcessPool
-
 from rlsgd.core.problems import Problem
-from rlsgd.rewards.base import BatchReward, Grade, Reward, grade_batch_safely, grade_safely
+from rlsgd.rewards.base import BatchReward, Grade, Reward, finite_number
+from rlsgd.rewards.sandbox.session import SandboxError
+from rlsgd.rewards.sandbox.walls import WALLS, NoWall, Wall
 
 Item = tuple[str, Problem]
 START_UP_SECONDS = 120.0
-CHUNK_SECONDS = 1.0
-_main_lock = threading.Lock()
+MEMORY_MB = 1024  # address space of a process that grades, libraries included
+_MOST_REASON = 1000  # characters of a failure
 
 
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Keep a spawned process from importing the parent's main script, and with it torch.
-
-    multiprocessing leaves a main module called `*.__main__` alone, so it is called that for the
-    moment in which the process starts.
-    """
-    main = sys.modules["__main__"]
-    with _main_lock:
-        spec = getattr(main, "__spec__", None)
-        main.__spec__ = ModuleSpec("rlsgd.__main__", None)
-        try:
-            yield
-        finally:
-            main.__spec__ = spec
-
-
-class _LeanProcess(SpawnProcess):
-    @staticmethod
-    def _Popen(process_obj: Any) -> Any:
-        with _without_main():
-            return SpawnProcess._Popen(process_obj)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-class _LeanContext(SpawnContext):
-    Process = _LeanProcess
-
-
-@lru_cache(maxsize=1)
-def _load(payload: bytes) -> Reward:
-    reward = pickle.loads(payload)
-    reward.prepare()
-    return reward
-
-
-def start(payload: bytes) -> None:
-    """In the worker: build the reward and import what it needs."""
-    _load(payload)
-
-
-def grade_chunk(payload: bytes, items: list[Item], budget_seconds: float) -> list[Grade]:
-    """In the worker: grade as many items, from the first, as can be begun within the budget.
-
-    A reward of a whole batch grades all of them in its one call.
-    """
-    reward = _load(payload)
-    if isinstance(reward, BatchReward):
-        return grade_batch_safely(reward, *map(list, zip(*items, strict=True)))
-    deadline = time.monotonic() + budget_seconds
-    grades: list[Grade] = []
-    for completion, problem in items:
-        if grades and time.monotonic() > deadline:
-            break
-        # A verifier may call sys.exit, or raise a BaseException of its own for a timeout.
-        grades.append(grade_safely(reward, completion, problem, caught=BaseException))
-    return grades
+class WorkerDied(Exception):
+    """The worker said nothing more."""
 
 
 class IsolatedWorker:
     """One process that grades lists of items with one reward, and is replaced when it must be.
 
+    The process stays clean and grades in forks of itself (`worker.py`), behind the first of
+    `WALLS` that works here, if the reward is `walled`.
+
     Args:
-        reward: reward to run there; it must be picklable.
-        timeout_seconds: limit of an item. Start-up and imports have `START_UP_SECONDS` beside it.
+        reward: what to run there; it must be picklable.
+        timeout_seconds: for each item. Start-up and imports have `START_UP_SECONDS` of their own.
+        allow_unwalled: run a walled reward with the trainer's rights where no wall works.
+        walls: kinds to try, in this order.
     """
 
-    def __init__(self, reward: Reward, *, timeout_seconds: float) -> None:
-        self.name = reward.name
+    def __init__(
+        self,
+        reward: Reward,
+        *,
+        timeout_seconds: float,
+        allow_unwalled: bool = False,
+        walls: Sequence[type[Wall]] = WALLS,
+    ) -> None:
+        self.reward = reward
+        self.name, self.part_names = reward.name, reward.part_names
         self.at_once = isinstance(reward, BatchReward)
         self.timeout_seconds = timeout_seconds
+        self.allow_unwalled = allow_unwalled
         try:
             self.payload = pickle.dumps(reward)
         except Exception as error:
@@ -102,72 +63,171 @@ class IsolatedWorker:
                 f"--data.reward: {self.name} runs in a worker process, so it must be picklable: "
                 f"{error}"
             ) from error
-        # Only a reward that is defined in the main script needs that script in the worker.
-        in_main = b"__main__" in self.payload
-        self._context = SpawnContext() if in_main else _LeanContext()
-        self._pool: ProcessPool | None = None
+        self._walls = list(walls) if reward.walled else []
+        self._reasons: list[str] = []
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_ready = False
         self._start()
 
+    @property
+    def wall(self) -> Wall:
+        """What the process is behind, or would be."""
+        return self._walls[0]() if self._walls else NoWall()
+
     def wait_until_ready(self) -> None:
-        """Block until the worker has built the reward.
+        """Block until the worker has built the reward and shut its wall.
 
         Raises:
-            ValueError: if it could not.
+            ValueError: if it could not build the reward, or no wall works here.
         """
-        if self._pool is None:
-            self._start()
-        try:
-            self._started.result(timeout=2 * START_UP_SECONDS)
-        except Exception as error:
+        if self._is_ready:
+            return
+        while True:
+            if self._process is None:
+                self._start()
+            reason = self._first_words()
+            if reason is None:
+                self._is_ready = True
+                break
             self.close()
-            raise ValueError(
-                f"--data.reward: {self.name} could not be started in its worker process: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            self._reasons.append(f"{self.wall.name} does not work here ({reason})")
+            self._walls.pop(0)
+            if not self._walls and not self.allow_unwalled:
+                raise ValueError(
+                    f"--data.reward: {self.name} may evaluate what a model wrote and needs a wall: "
+                    f"{', '.join(self._reasons)}. Install bubblewrap (`sudo apt-get install "
+                    "bubblewrap`), or, where nothing can be lost, "
+                    "--data.allow_unwalled_reward true"
+                )
+            warnings.warn(f"{self._reasons[-1]}; {self.name} has {self.wall.name}", stacklevel=2)
+        for lack in self.wall.shortcomings:
+            warnings.warn(lack, stacklevel=2)
 
     def grade(self, items: list[Item]) -> list[Grade]:
-        """Grade a list in as few round trips as possible; only the offender fails."""
-        if self.at_once and items:
-            done = self._call(items, 0.0, self.timeout_seconds * len(items))
-            return [Grade(failure=done)] * len(items) if isinstance(done, str) else done
+        """Grade a list in one round trip; only the offender fails."""
         grades: list[Grade] = []
         while len(grades) < len(items):
-            rest = items[len(grades) :]
-            # The chunk begins no item after its budget, so this limit falls on no honest item.
-            done = self._call(rest, CHUNK_SECONDS, CHUNK_SECONDS + self.timeout_seconds)
-            if isinstance(done, str):
-                return grades + [self._grade_alone(item) for item in rest]
-            grades += done
+            self.wait_until_ready()
+            try:
+                rest = items[len(grades) :]
+                self._write(len(rest).to_bytes(8, "big") + pickle.dumps(rest))
+                while len(grades) < len(items):
+                    # The worker keeps the time of an item; this is for its own death.
+                    patience = self.timeout_seconds * (len(items) if self.at_once else 4)
+                    message = self._read(patience + START_UP_SECONDS)
+                    said = [self._checked(as_json(line)) for line in message.split(b"\n")]
+                    grades += said[: len(items) - len(grades)]
+            except (WorkerDied, OSError) as error:
+                self.close()
+                grades.append(Grade(failure=f"worker died: {error}"))
         return grades
 
     def close(self) -> None:
         """Stop the process. It starts anew if it is asked again."""
-        if self._pool is not None:
-            self._pool.stop()
-            self._pool.join()
-            self._pool = None
-
-    def _grade_alone(self, item: Item) -> Grade:
-        done = self._call([item], 0.0, self.timeout_seconds)
-        return Grade(failure=done) if isinstance(done, str) else done[0]
-
-    def _call(self, items: list[Item], budget: float, timeout: float) -> list[Grade] | str:
-        """Grades from the worker, or why there are none. A worker that failed is replaced."""
-        self.wait_until_ready()
-        assert self._pool is not None
+        process, self._process, self._is_ready = self._process, None, False
+        if process is None:
+            return
+        assert process.stdin and process.stdout and process.stderr
+        with suppress(OSError):
+            process.stdin.close()  # upon which it ends its fork, and itself
         try:
-            args = (self.payload, items, budget)
-            return self._pool.schedule(grade_chunk, args=args, timeout=timeout).result()
-        except FutureTimeoutError:
-            reason = f"timeout: no score after {timeout:g} s"
-        except ProcessExpired as error:
-            reason = f"worker died: exit code {error.exitcode}"
-        except RuntimeError as error:  # the pool is broken: the worker was killed between two calls
-            reason = f"worker died: {error}"
-        self.close()
-        return reason
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+        process.stderr.close()
 
     def _start(self) -> None:
-        self._pool = ProcessPool(max_workers=1, context=self._context)
-        args = (self.payload,)
-        self._started = self._pool.schedule(start, args=args, timeout=START_UP_SECONDS)
+        in_main = b"__main__" in self.payload
+        # Only a reward of the main script needs it there, since torch may come with it.
+        known = spawn.get_preparation_data("reward") if in_main else {}
+        keys = ("init_main_from_name", "init_main_from_path")
+        preparation = {key: known[key] for key in keys if key in known}
+        more = list(preparation.values())[:1] if "init_main_from_path" in preparation else []
+        try:
+            self._process = self.wall.start()
+            order = {
+                "preparation": preparation,
+                "reward": self.payload,
+                "wall": self.wall.plan(more),
+                "timeout_seconds": self.timeout_seconds,
+                "memory_bytes": MEMORY_MB * 2**20,
+            }
+            threading.Thread(target=self._write_order, args=(pickle.dumps(order),)).start()
+        except (OSError, SandboxError) as error:
+            self.close()
+            self._reason = str(error)
+
+    def _write_order(self, order: bytes) -> None:
+        with suppress(OSError, ValueError):
+            self._write(order)
+
+    def _first_words(self) -> str | None:
+        """Why there is no wall; None if all is well."""
+        if self._process is None:
+            return self._reason
+        try:
+            started = as_json(self._read(START_UP_SECONDS))
+            said = as_json(self._read(START_UP_SECONDS)) if started == "started" else started
+        except WorkerDied:
+            return self._last_words()
+        if said == "ready":
+            return None
+        if isinstance(said, dict) and "no wall" in said:
+            return said["no wall"]
+        self.close()
+        reason = said.get("not built", said) if isinstance(said, dict) else said
+        raise ValueError(
+            f"--data.reward: {self.name} could not be started in its worker process: {reason}"
+        )
+
+    def _last_words(self) -> str:
+        assert self._process is not None and self._process.stderr is not None
+        self._process.kill()
+        lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
+        return " / ".join(lines[-2:])[:500] or "it ended without a word"
+
+    def _write(self, message: bytes) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        self._process.stdin.write(len(message).to_bytes(8, "big") + message)
+        self._process.stdin.flush()
+
+    def _read(self, seconds: float) -> bytes:
+        """The next message; raises `WorkerDied` if there is none."""
+        size = int.from_bytes(self._read_exactly(8, seconds), "big")
+        return self._read_exactly(size, seconds)
+
+    def _read_exactly(self, size: int, seconds: float) -> bytes:
+        assert self._process is not None and self._process.stdout is not None
+        channel, pieces = self._process.stdout.fileno(), bytearray()
+        deadline = time.monotonic() + seconds
+        while len(pieces) < size:
+            if not select.select([channel], [], [], max(deadline - time.monotonic(), 0))[0]:
+                raise WorkerDied(f"no word for {seconds:g} s")
+            piece = os.read(channel, min(size - len(pieces), 2**20))
+            if not piece:
+                raise WorkerDied("its channel is closed")
+            pieces += piece
+        return bytes(pieces)
+
+    def _checked(self, reply: Any) -> Grade:
+        """A grade of plain, finite values; what a fork wrote is not believed before."""
+        try:
+            failure, answer = reply.get("failure"), reply.get("answer")
+            if failure is not None:
+                return Grade(failure=str(failure)[:_MOST_REASON])
+            parts = {name: finite_number(reply["parts"][name], name) for name in reply["parts"]}
+            if list(parts) != self.part_names or not isinstance(answer, (str, type(None))):
+                raise ValueError("other parts than announced")
+            return Grade(finite_number(reply["score"], self.name), parts, answer=answer)
+        except Exception as error:
+            return Grade(failure=f"the worker's fork wrote no grade: {error!r}"[:_MOST_REASON])
+
+
+def as_json(line: bytes) -> Any:
+    """What a line holds; None where it is not JSON."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None

@@ -6,6 +6,7 @@ import logging
 import re
 
 from rlsgd.core.problems import Problem
+from rlsgd.rewards import guard
 from rlsgd.rewards.base import Reward
 from rlsgd.rewards.extract import boxed, last_number
 from rlsgd.rewards.maths.budget import processor_budget
@@ -35,6 +36,7 @@ class MathVerify(Reward):
     """
 
     isolated = True
+    fork_each = False  # sympy's parser evaluates arithmetic alone, see `guard.py`
 
     def __init__(self, float_rounding: int = 6, strict: bool = True) -> None:
         self.float_rounding = float_rounding
@@ -46,6 +48,7 @@ class MathVerify(Reward):
         # It warns that its own time limit is off; ours is on. It needs SIGALRM, which in a thread
         # would score everything 0 (Math-Verify issue 55).
         logging.getLogger("math_verify").setLevel(logging.ERROR)
+        guard.install()
 
     def score(self, completion: str, problem: Problem) -> float:
         gold = boxed(problem.answer) or problem.answer
@@ -60,8 +63,12 @@ class MathVerify(Reward):
         answer = find_answer(part)
         if answer is None:
             return 0.0
-        with processor_budget(BUDGET_SECONDS):
-            return float(Comparison(self.float_rounding, self.strict).equal(gold, answer))
+        refusals = guard.refusals
+        with processor_budget(BUDGET_SECONDS), guard.no_evaluation():
+            is_equal = Comparison(self.float_rounding, self.strict).equal(gold, answer)
+        if guard.refusals > refusals:  # a failure, as the reading of an answer evaluates no text
+            raise guard.EvaluationRefused("the comparison would run the answer as a program")
+        return float(is_equal)
 
     def answer_of(self, completion: str) -> str | None:
         part = self.answer_part(completion)

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from rlsgd.core.problems import Problem
+from rlsgd.rewards import guard
 from rlsgd.rewards.base import Reward, Trial
 from rlsgd.rewards.extract import EXTRACTORS, Extract, check_extract, read_number
 
@@ -29,8 +30,9 @@ _NO_NUMBER = re.compile(r"(?<![a-z])nan(?:[ij]?\b)", re.IGNORECASE)
 class ReasoningGymScore(Reward):
     """The score in [0, 1] that the data set itself gives the extracted answer.
 
-    Some data sets give part marks: for a correct answer with words around it, for instance. A
-    completion in which no answer is found scores 0.
+    Text that a verifier evaluates is arithmetic, or it is refused: a program in place of an answer
+    is wrong, and does not run. Some data sets give part marks: for a correct answer with words
+    around it, for instance. A completion in which no answer is found scores 0.
 
     Args:
         extract: place of the answer: the `whole` completion, its `last_number`, the last
@@ -38,6 +40,7 @@ class ReasoningGymScore(Reward):
     """
 
     isolated = True
+    fork_each = False  # its verifiers evaluate arithmetic alone, see `guard.py`
 
     def __init__(self, extract: Extract = "whole") -> None:
         check_extract(extract)
@@ -45,6 +48,8 @@ class ReasoningGymScore(Reward):
 
     def prepare(self) -> None:
         import reasoning_gym  # noqa: F401
+
+        guard.install()
 
     def score(self, completion: str, problem: Problem) -> float:
         missing = {"source_dataset", "source_config", "entry"} - problem.metadata.keys()
@@ -58,9 +63,15 @@ class ReasoningGymScore(Reward):
             return 0.0
         if _NO_NUMBER.search(answer) and not _NO_NUMBER.search(problem.answer):
             return 0.0  # no comparison with nan is true, and some verifiers ask the other way round
-        config = json.dumps(problem.metadata["source_config"], sort_keys=True)
-        dataset = _scoring_dataset(problem.metadata["source_dataset"], config)
-        return dataset.score_answer(answer, problem.metadata["entry"])
+        dataset = _dataset_of(problem)
+        with guard.no_evaluation():
+            try:
+                return dataset.score_answer(answer, problem.metadata["entry"])
+            except guard.EvaluationRefused:
+                return 0.0
+
+    def expect(self, problem: Problem) -> None:
+        _dataset_of(problem)
 
     def answer_of(self, completion: str) -> str | None:
         part = self.answer_part(completion)
@@ -92,6 +103,11 @@ class ReasoningGymScore(Reward):
             )
             trials.append(Trial(wrapped(problem.answer), True, refusal))
         return trials
+
+
+def _dataset_of(problem: Problem) -> ProceduralDataset:
+    config = json.dumps(problem.metadata["source_config"], sort_keys=True)
+    return _scoring_dataset(problem.metadata["source_dataset"], config)
 
 
 @lru_cache(maxsize=8)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from rlsgd.core.problems import Problem, Scores
 from rlsgd.rewards.base import BatchReward, Grade, Reward, grade_batch_safely, grade_safely
 from rlsgd.rewards.isolation import IsolatedWorker, Item
+from rlsgd.rewards.weighted_sum import WeightedSum
 
 
 class Scorer:
@@ -23,6 +24,8 @@ class Scorer:
         timeout_seconds: the most that one completion may take an isolated reward.
         failure_score: the reward of a completion whose verifier failed.
         workers: processes that share the list.
+        allow_unwalled: run a `walled` reward with the trainer's own rights where no wall works;
+            else that is refused.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class Scorer:
         timeout_seconds: float = 10.0,
         failure_score: float = 0.0,
         workers: int = 1,
+        allow_unwalled: bool = False,
     ) -> None:
         if not (timeout_seconds > 0 and math.isfinite(timeout_seconds)):
             raise ValueError(
@@ -45,11 +49,14 @@ class Scorer:
         self.reward = reward
         self.failure_score = float(failure_score)
         self._lock = threading.Lock()
-        self._workers = [
-            IsolatedWorker(reward, timeout_seconds=timeout_seconds)
-            for _ in range(workers if reward.isolated else 0)
-        ]
-        if not reward.isolated:
+        options = {"timeout_seconds": timeout_seconds, "allow_unwalled": allow_unwalled}
+        self._members: list[Scorer] = []
+        self._workers: list[IsolatedWorker] = []
+        if isinstance(reward, WeightedSum) and reward.is_mixed:
+            self._members = [Scorer(r, workers=workers, **options) for r in reward.rewards]
+        elif reward.isolated:
+            self._workers = [IsolatedWorker(reward, **options) for _ in range(workers)]
+        else:
             reward.prepare()
 
     def wait_until_ready(self) -> None:
@@ -58,7 +65,7 @@ class Scorer:
         Raises:
             ValueError: if the reward cannot be built there.
         """
-        for worker in self._workers:
+        for worker in (*self._workers, *self._members):
             worker.wait_until_ready()
 
     def score(self, completions: list[str], problems: list[Problem]) -> Scores:
@@ -69,7 +76,7 @@ class Scorer:
         """
         items = list(zip(completions, problems, strict=True))
         with self._lock:
-            grades = self._grade(items)
+            grades = self._grade(items) if items else []
         parts = {
             name: [self.failure_score if g.parts is None else g.parts[name] for g in grades]
             for name in self.reward.part_names
@@ -84,7 +91,7 @@ class Scorer:
 
     def close(self) -> None:
         """Stop the worker processes."""
-        for worker in self._workers:
+        for worker in (*self._workers, *self._members):
             worker.close()
 
     def __enter__(self) -> Scorer:
@@ -96,6 +103,8 @@ class Scorer:
     def _grade(self, items: list[Item]) -> list[Grade]:
         if not items:
             return []
+        if self._members:
+            return self._grade_by_members(items)
         if not self._workers and isinstance(self.reward, BatchReward):
             return grade_batch_safely(self.reward, *map(list, zip(*items, strict=True)))
         if not self._workers:
@@ -106,3 +115,21 @@ class Scorer:
         with ThreadPoolExecutor(len(chunks)) as threads:
             graded = threads.map(IsolatedWorker.grade, self._workers, chunks)
             return [grade for chunk in graded for grade in chunk]
+
+    def _grade_by_members(self, items: list[Item]) -> list[Grade]:
+        """A weighted sum of which each member has a worker of its own."""
+        assert isinstance(self.reward, WeightedSum)
+        scores = [member.score(*map(list, zip(*items, strict=True))) for member in self._members]
+        finder, rewards = self.reward.finder_of_answers, self.reward.rewards
+        grades = []
+        for i, (completion, _) in enumerate(items):
+            failures = [each.failures[i] for each in scores if each.failures[i]]
+            if failures:
+                grades.append(Grade(failure=failures[0]))
+                continue
+            values = [each.rewards[i] for each in scores]
+            parts = dict(zip(self.reward.part_names, values, strict=True))
+            found = completion.strip() if finder is None else None
+            answer = scores[rewards.index(finder)].answers[i] if finder is not None else found
+            grades.append(Grade(self.reward.total(parts), parts, answer=answer))
+        return grades

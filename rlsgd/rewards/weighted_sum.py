@@ -37,6 +37,13 @@ class WeightedSum(Reward):
         self.rewards = rewards
         self.weights = weights
         self.isolated = any(reward.isolated for reward in rewards)
+        isolated = [reward for reward in rewards if reward.isolated]
+        self.walled = any(reward.walled for reward in isolated)
+        self.fork_each = any(reward.fork_each for reward in isolated)
+        # Members with walls of their own cannot work behind another's: each has its own worker.
+        self.is_mixed = len({reward.walled for reward in isolated}) > 1 or any(
+            isinstance(reward, WeightedSum) and reward.is_mixed for reward in rewards
+        )
         self.full_marks = sum(
             weight * reward.full_marks
             for weight, reward in zip(weights, rewards, strict=True)
@@ -74,6 +81,10 @@ class WeightedSum(Reward):
         for reward in self.rewards:
             reward.prepare()
 
+    def expect(self, problem: Problem) -> None:
+        for reward in self.rewards:
+            reward.expect(problem)
+
     def score(self, completion: str, problem: Problem) -> float:
         return self.grade(completion, problem)[0]
 
@@ -82,15 +93,22 @@ class WeightedSum(Reward):
 
     def answer_of(self, completion: str) -> str | None:
         """By the first member that has a way to find it."""
-        for reward in self.rewards:
-            if type(reward).answer_of is not Reward.answer_of:
-                return reward.answer_of(completion)
-        return super().answer_of(completion)
+        finder = self.finder_of_answers
+        return completion.strip() if finder is None else finder.answer_of(completion)
+
+    @property
+    def finder_of_answers(self) -> Reward | None:
+        """The first member that has a way to find answers."""
+        ways = (r for r in self.rewards if type(r).answer_of is not Reward.answer_of)
+        return next(ways, None)
 
     def grade(self, completion: str, problem: Problem) -> tuple[float, dict[str, float]]:
         parts = {
             name: finite_number(reward.score(completion, problem), name)
             for name, reward in zip(self._names, self.rewards, strict=True)
         }
-        total = sum(w * s for w, s in zip(self.weights, parts.values(), strict=True))
-        return total, parts
+        return self.total(parts), parts
+
+    def total(self, parts: dict[str, float]) -> float:
+        """The weighted sum of the members' scores."""
+        return sum(w * s for w, s in zip(self.weights, parts.values(), strict=True))

@@ -24,7 +24,7 @@ class Hostile(Reward):
             "exit": lambda: sys.exit("bye"),
             "process": os.getpid,
             "torch": lambda: "torch" in sys.modules,
-            "slow": lambda: time.sleep(0.6) or 1,
+            "slow": lambda: time.sleep(0.3) or 1,
         }
         return actions.get(completion, lambda: 1)()
 
@@ -63,3 +63,27 @@ class Unpicklable(Reward):
 
     def score(self, completion, problem):
         return 1.0
+
+
+class Evaluates(Reward):
+    """1 if the completion, evaluated as Python, equals the answer, evaluated too."""
+
+    isolated = True
+
+    def score(self, completion, problem):
+        names = {**problem.metadata.get("names", {}), "REWARD": type(self)}
+        return float(eval(completion, names) == eval(problem.answer, {}))
+
+
+class EvaluatesTogether(Evaluates):
+    """All completions in one process, as no verifier should."""
+
+    fork_each = False
+
+    @property
+    def part_names(self):
+        return ["evaluates"]
+
+    @property
+    def name(self):
+        return "evaluates"

@@ -3,6 +3,7 @@ from fractions import Fraction
 import pytest
 from reasoning_gym.utils import extract_answer
 
+from rlsgd.rewards.code import extract_code
 from rlsgd.rewards.extract import EXTRACTORS, read_number
 
 
@@ -72,3 +73,24 @@ def test_answer_tag_is_that_of_reasoning_gym(text):
 
 def test_whole_is_stripped():
     assert EXTRACTORS["whole"](" a b\n") == "a b"
+
+
+@pytest.mark.parametrize(
+    ("text", "tag"),
+    [
+        ("<answer>a</answer> <answer>b </answer>", "b"),
+        ("<answer>a<answer>b</answer>", "a<answer>b"),
+        ("<answer>a</answer><answer>b", "a"),
+        ("</answer><answer>", None),
+    ],
+)
+def test_tags_are_paired_from_the_left(text, tag):
+    assert EXTRACTORS["answer_tag"](text) == tag
+
+
+@pytest.mark.parametrize("piece", ["<answer>", "\\boxed{", "1,111", "1/0", "-", "9", "```x\n"])
+def test_long_texts_are_searched_once(piece):
+    """At a million characters, a search that starts over at every piece would take hours."""
+    text = piece * (10**6 // len(piece))
+    for extractor in (*EXTRACTORS.values(), read_number, extract_code):
+        extractor(text)

@@ -79,8 +79,8 @@ def test_a_bomb_restarts_no_worker():
     with Scorer(MathVerify(), timeout_seconds=60) as scorer:
         scorer.wait_until_ready()
         [worker] = scorer._workers
-        pool = worker._pool
+        process = worker._process
         bombs = [rf"\boxed{{{NESTED}}}", r"\boxed{7}"]
         scores = scorer.score(bombs, [Problem("q", "7")] * 2)
         assert (scores.rewards, scores.failures) == ([0.0, 1.0], [None, None])
-        assert worker._pool is pool
+        assert worker._process is process

@@ -22,37 +22,50 @@ ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # From the kernel's syscall_64.tbl (x86) and include/uapi/asm-generic/unistd.h
 CALLS = {
     "x86_64": {
-        "allowed": {"read": 0, "open": 2, "mmap": 9, "execve": 59, "futex": 202, "openat": 257},
+        "allowed": {"read": 0, "open": 2, "mmap": 9, "futex": 202, "openat": 257},
         "refused": {"socket": 41, "fork": 57, "vfork": 58, "kill": 62, "chmod": 90, "ptrace": 101},
         "clone": 56,
         "prlimit64": 302,
+        "prctl": 157,
+        "fcntl": 72,
+        "ioctl": 16,
+        "socketpair": 53,
     },
     "aarch64": {
-        "allowed": {"openat": 56, "read": 63, "futex": 98, "mmap": 222, "execve": 221},
+        "allowed": {"openat": 56, "read": 63, "futex": 98, "mmap": 222},
         "refused": {"fchmodat": 53, "ptrace": 117, "kill": 129, "socket": 198, "unshare": 97},
         "clone": 220,
         "prlimit64": 261,
+        "prctl": 167,
+        "fcntl": 25,
+        "ioctl": 29,
+        "socketpair": 199,
     },
 }
 # All that is refused whatever its arguments, so that none is lost unnoticed; from the same tables.
 REFUSED_NUMBERS = {
     "x86_64": (
-        "29-31 41 57 58 62 64-66 68-71 90-94 101 129 132 141 142 144 188-190 197-200 203 220 234 "
-        "235 240 241 248-251 253 256 260 261 268 272 279 280 294 297 298 300 308 310-312 314 319 "
-        "321 323 424 425 434 438 440 447 448 452"
+        "29-31 41-43 49-50 54 57-59 62 64-66 68-71 73 90-94 101 103 105-106 109 112-114 "
+        "116-117 119 122-123 126 129 132 135 141-142 144 149 151 153-155 159 161-173 175-176 "
+        "179 188-190 197-200 203 206 220 227 234-235 240-241 246 248-251 253 256 260-261 268 "
+        "272 274-276 278-280 288 294 297-298 300 303-306 308 310-314 319-323 325 424-434 438 "
+        "440 442-443 447-448 452 457-458"
     ),
     "aarch64": (
-        "5-7 14-16 26 30 52-55 88 97 117-119 122 129-131 138 140 180 181 186-196 198 217-219 "
-        "238-241 262 268 270-272 274 279 280 282 424 425 434 438 440 447 448 452"
+        "0 5-7 14-16 26 30 32 39-41 51-55 58 60 75-77 81 88-89 91-92 97 100 104-106 112 "
+        "116-119 122 129-131 138 140 142-147 149 151-152 154 157 159 161-162 170-171 180-181 "
+        "186-196 198 200-203 208 217-219 221 224-225 228 230 238-242 262 264-268 270-274 "
+        "279-282 284 294 424-434 438 440 442-443 447-448 452 457-458"
     ),
 }
 THREAD, NEW_PROCESS = 0x003D0F00, 17  # the flags of pthread_create, and SIGCHLD alone
 
 
-def verdict(machine, number, first_argument=0, architecture=None):
+def verdict(machine, number, *arguments, architecture=None):
     """What the filter says of a call, by interpreting its classic BPF."""
     steps = list(struct.iter_unpack("=HBBI", seccomp_filter(machine)))
-    words = {0: number, 4: architecture or ARCHITECTURE[machine], 16: first_argument}
+    words = {0: number, 4: architecture or ARCHITECTURE[machine], 16: 0, 24: 0, 32: 0}
+    words |= {16 + 8 * i: argument for i, argument in enumerate(arguments)}
     at, loaded = 0, 0
     while True:
         code, if_true, if_false, k = steps[at]
@@ -60,6 +73,8 @@ def verdict(machine, number, first_argument=0, architecture=None):
         match code:
             case 0x20:
                 loaded = words[k]
+            case 0x54:
+                loaded &= k
             case 0x06:
                 return k
             case 0x15 | 0x35 | 0x45:
@@ -87,10 +102,43 @@ def test_filter_by_the_kernels_numbers(machine):
 def test_filter_refuses_these_and_no_others(machine):
     spans = [span.split("-") for span in REFUSED_NUMBERS[machine].split()]
     expected = {n for span in spans for n in range(int(span[0]), int(span[-1]) + 1)}
-    special = {CALLS[machine]["clone"], CALLS[machine]["prlimit64"], 435}
+    names = ("clone", "prlimit64", "prctl", "fcntl", "ioctl", "socketpair")
+    special = {*(CALLS[machine][name] for name in names), 435}
     verdicts = {n: verdict(machine, n) for n in range(463) if n not in special}
     assert {n for n, v in verdicts.items() if v == REFUSED | errno.EPERM} == expected
     assert set(verdicts.values()) == {ALLOW, REFUSED | errno.EPERM}
+
+
+# Commands by their numbers in the kernel's headers: those that pass, and those that must not.
+COMMANDS = [
+    ("prctl", [(15,), (16,), (0x53564D41,)], [(1,), (4,), (22,), (36,), (38,), (0x59616D61,)]),
+    # F_SETFL with O_NONBLOCK passes, with O_ASYNC not; F_SETLK, F_SETOWN, F_SETSIG, F_SETOWN_EX,
+    # F_OFD_SETLK, F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ do not
+    (
+        "fcntl",
+        [(3, number) for number in (0, 1, 2, 3, 1030)] + [(3, 4, 0x800)],
+        [(3, number) for number in (6, 7, 8, 10, 15, 37, 1024, 1026, 1031)] + [(3, 4, 0x2800)],
+    ),
+    # stream, stream with close-on-exec; datagram, seqpacket, another family
+    ("socketpair", [(1, 1), (1, 0x80001)], [(1, 2), (1, 5), (1, 0x80002), (2, 1), (16, 1)]),
+]
+
+
+@pytest.mark.parametrize("machine", CALLS)
+@pytest.mark.parametrize(("call", "passing", "refused"), COMMANDS)
+def test_commands_of_a_call(machine, call, passing, refused):
+    number = CALLS[machine][call]
+    assert {verdict(machine, number, *arguments) for arguments in passing} == {ALLOW}
+    assert {verdict(machine, number, *given) for given in refused} == {REFUSED | errno.EPERM}
+
+
+@pytest.mark.parametrize("machine", CALLS)
+def test_owners_by_ioctl_are_unknown_to_any_device(machine):
+    number = CALLS[machine]["ioctl"]
+    assert verdict(machine, number, 0, 0x5401) == ALLOW  # TCGETS: is it a terminal?
+    # FIOSETOWN, SIOCSPGRP, FIOASYNC, TIOCSTI, TIOCSCTTY
+    for command in (0x8901, 0x8902, 0x5452, 0x5412, 0x540E):
+        assert verdict(machine, number, 0, command) == REFUSED | errno.ENOTTY
 
 
 def test_machine_of_unknown_calls_is_refused():

@@ -49,13 +49,11 @@ def test_only_the_offender_fails_whatever_it_does(hostile):
 
 
 def test_slow_but_honest_verifiers_do_not_time_out_together(hostile):
-    # --- 3 x 0.6 s is more than the 0.7 s each may take, and than one chunk's budget ---
-    pids = {int(score(hostile, "process").rewards[0])}
-    scores = score(hostile, "slow", "slow", "slow")
-    pids.add(int(score(hostile, "process").rewards[0]))
+    worker = hostile._workers[0]._process.pid
+    scores = score(hostile, "slow", "slow", "slow")  # together more than one of them may take
     assert scores.rewards == [1.0, 1.0, 1.0]
     assert scores.failures == [None, None, None]
-    assert len(pids) == 1  # the worker was never replaced
+    assert hostile._workers[0]._process.pid == worker  # it was never replaced
 
 
 def test_empty_list_scores_nothing(hostile):
@@ -74,14 +72,12 @@ def test_two_workers_keep_the_order():
     reward = WeightedSum([Hostile(), ExactAnswer()], [1.0, 10.0])
     with Scorer(reward, workers=2) as scorer:
         scores = score(scorer, "a", "b", "raise", "a", "b")
-        pids = set(scorer.score(["process"] * 4, [PROBLEM] * 4).parts["hostile"])
     assert scores.rewards == [11.0, 1.0, 0.0, 11.0, 1.0]
     assert scores.parts == {
         "hostile": [1.0, 1.0, 0.0, 1.0, 1.0],
         "exact_answer": [1.0, 0.0, 0.0, 1.0, 0.0],
     }
     assert scores.full_marks == 11.0
-    assert len(pids) == 2
 
 
 def test_inline_reward_that_misbehaves_is_a_counted_failure():

@@ -1,7 +1,8 @@
 """Where generated programs run: behind bubblewrap, in a process that can only answer.
 
-A kind of sandbox differs in the command that is put before Python, and in how it is stopped. Limits
-of processor time, memory and file size are set inside, by `sandbox_inside.py`.
+A kind of sandbox differs in the command that is put before Python, and in how it is stopped. What
+the command leaves open is shut inside by `confine.py`; the limits of processor time, memory and
+file size are set by `inside.py`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from functools import cache
 from pathlib import Path
 
 from rlsgd.rewards.sandbox.filter import seccomp_filter
+from rlsgd.rewards.sandbox.python import loader_name, private_python
 from rlsgd.rewards.sandbox.session import SandboxError, Session
 
 PYTHON_FLAGS = ("-I", "-S", "-X", "utf8", "-c")
-LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64")
+NOBODY = 65534  # whom programs run as where the trainer is root
+SCRATCH_FILES = 1024  # each empty file costs the kernel a kilobyte that no other limit counts
 
 
 class Sandbox(ABC):
@@ -56,6 +59,11 @@ class Sandbox(ABC):
         self.scratch_mb = scratch_mb
         self.output_kb = output_kb
 
+    @property
+    def shortcomings(self) -> list[str]:
+        """What this machine lacks of what the sandbox can promise, in words."""
+        return []
+
     @abstractmethod
     def launch(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
         """Start Python with these arguments and pipes on its three channels."""
@@ -64,10 +72,18 @@ class Sandbox(ABC):
         """End the process and all that it started; harmless where it has ended already."""
         process.kill()
 
-    def start(self, role: str, payload: bytes, standard_input: bytes | None = None) -> Session:
-        """Start a role of `sandbox_inside.py`.
+    def start(
+        self,
+        role: str,
+        payload: bytes,
+        standard_input: bytes | None = None,
+        *,
+        output_kb: int | None = None,
+    ) -> Session:
+        """Start a role of `inside.py`.
 
-        Standard input ends after the one given; with None it stays open, to be written to.
+        Standard input ends after the one given; with None it stays open, to be written to. Messages
+        may have a limit of their own instead of the output's.
         """
         limits = (self.cpu_seconds, self.memory_mb * 2**20, self.scratch_mb * 2**20)
         numbers = [str(number) for number in (len(payload), *limits)]
@@ -76,7 +92,7 @@ class Sandbox(ABC):
         session = Session(
             process,
             stop=lambda: self.stop(process, name),
-            output_bytes=self.output_kb * 1024,
+            output_bytes=(output_kb or self.output_kb) * 1024,
         )
         session.feed(payload + (standard_input or b""), close=standard_input is not None)
         return session
@@ -100,21 +116,16 @@ class Sandbox(ABC):
 class Bubblewrap(Sandbox):
     """Unprivileged namespaces made by `bwrap`, and a filter of system calls.
 
-    A program sees the system's libraries and this Python's own files, read-only, and an empty
-    `/tmp`: no home folder, no environment, no network, no other process. It is one process; it may
-    start threads. Needs Linux on x86_64 or aarch64.
+    A program sees a copy of Python's standard library, read-only, and an empty `/tmp` of a thousand
+    files at most: no home folder, no `/proc` and `/sys`, no environment, no network, no other
+    process. It is one process of an unprivileged user, also where the trainer is root; it may start
+    threads. Needs Linux on x86_64 or aarch64.
     """
 
     def launch(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
-        command, steps = _bwrap(self.scratch_mb), seccomp_filter()
-        filter_end, own_end = os.pipe()
-        try:
-            os.write(own_end, steps)
-            os.close(own_end)
-            command += ["--seccomp", str(filter_end), "--", _python_inside(), *arguments]
-            return start_piped(command, pass_fds=(filter_end,))
-        finally:
-            os.close(filter_end)
+        scratch = (self.scratch_mb * 2**20, SCRATCH_FILES)
+        command = [*_bwrap(private_python()), "--", "/python/bin/python"]
+        return start_piped([*command, *confined(arguments, scratch=scratch)], unprivileged=True)
 
 
 class Unsandboxed(Sandbox):
@@ -139,32 +150,47 @@ def _inside() -> str:
     return Path(__file__).with_name("inside.py").read_text()
 
 
-def _python_inside() -> str:
-    executable, prefix = map(os.path.realpath, (sys.executable, sys.base_prefix))
-    if not Path(executable).is_relative_to(prefix):
-        raise SandboxError(f"Python's command {executable} is not in Python's folder {prefix}")
-    return str(Path("/python", Path(executable).relative_to(prefix)))
+@cache
+def _confine() -> str:
+    return Path(__file__).with_name("confine.py").read_text()
 
 
-def _bwrap(scratch_mb: int) -> list[str]:
-    """The command up to the filter: a new root folder with nothing of the host's to write to."""
+def confined(
+    arguments: list[str],
+    *,
+    scratch: tuple[int, int] = (0, 0),
+    readable: tuple[str, ...] = (),
+    parent: int = 0,
+) -> list[str]:
+    """Python's arguments with `confine.py` before the text that they run."""
+    at = len(PYTHON_FLAGS)
+    plan = ";".join([seccomp_filter().hex(), str(parent), *map(str, scratch), *readable])
+    return [*arguments[:at], _confine(), plan, *arguments[at:]]
+
+
+def _bwrap(python: Path) -> list[str]:
+    """The command up to Python: a new root folder with nothing of the host's to write to."""
+    loader = loader_name(python)
+    devices = ("null", "zero", "full", "random", "urandom")
+    return [
+        *(find_bwrap(), "--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534"),
+        # to mount `/tmp` with a limit of files; given up before the program's text is read
+        *("--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN"),
+        *("--new-session", "--die-with-parent", "--hostname", "sandbox"),
+        *("--ro-bind", str(python), "/python"),
+        *("--symlink", f"/python/libraries/{Path(loader).name}", loader),
+        *(word for d in devices for word in ("--dev-bind", f"/dev/{d}", f"/dev/{d}")),
+        *("--dir", "/tmp", "--remount-ro", "/", "--chdir", "/"),
+        *("--setenv", "LD_LIBRARY_PATH", "/python/libraries"),
+    ]
+
+
+def find_bwrap() -> str:
+    """The command's path; raises `SandboxError` if there is none."""
     found = shutil.which("bwrap")
     if found is None:
         raise SandboxError("there is no command `bwrap`")
-    mounts = ["--ro-bind", os.path.realpath(sys.base_prefix), "/python"]
-    for library in map(Path, LIBRARIES):
-        if library.is_symlink():
-            mounts += ["--symlink", os.readlink(library), str(library)]
-        elif library.is_dir():
-            mounts += ["--ro-bind", str(library), str(library)]
-    return [
-        *(found, "--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534"),
-        *("--cap-drop", "ALL", "--new-session", "--die-with-parent", "--hostname", "sandbox"),
-        *mounts,
-        *("--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"),
-        *("--size", str(scratch_mb * 2**20), "--tmpfs", "/tmp", "--chdir", "/tmp"),
-        *("--remount-ro", "/", "--setenv", "LD_LIBRARY_PATH", "/python/lib"),
-    ]
+    return found
 
 
 def start_piped(
@@ -172,19 +198,38 @@ def start_piped(
     *,
     env: Mapping[str, str] | None = None,
     cwd: str | Path | None = None,
-    pass_fds: tuple[int, ...] = (),
+    unprivileged: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start a command in a session of its own, with pipes on its three channels.
 
-    Its environment is empty unless one is given.
+    Its environment is empty unless one is given. `unprivileged` is for a command that must not run
+    as root: a root user starts it as `nobody`.
+
+    Raises:
+        SandboxError: if root cannot become another user here.
     """
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=env or {},
-        cwd=cwd,
-        pass_fds=pass_fds,
-        start_new_session=True,
-    )
+    user = NOBODY if unprivileged and os.geteuid() == 0 else None
+    # A command below a folder of root's is reached by a descriptor, which is closed inside.
+    opened = None if user is None else os.open(command[0], os.O_RDONLY)
+    try:
+        return subprocess.Popen(
+            command,
+            executable=None if opened is None else f"/proc/self/fd/{opened}",
+            pass_fds=() if opened is None else (opened,),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=env or {},
+            cwd=cwd,
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
+            start_new_session=True,
+        )
+    except (PermissionError, subprocess.SubprocessError) as error:
+        if user is None:
+            raise
+        raise SandboxError(f"root cannot start programs as user {user} here: {error}") from None
+    finally:
+        if opened is not None:
+            os.close(opened)

@@ -10,98 +10,22 @@ import errno
 import platform
 import struct
 
+from rlsgd.rewards.sandbox import calls
 from rlsgd.rewards.sandbox.session import SandboxError
 
-# Numbers of (x86_64, aarch64); None where the machine has no such call.
-_FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
-    # --- other processes; bubblewrap keeps nested namespaces out from 0.8 on only ---
-    "fork": (57, None),
-    "vfork": (58, None),
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "process_madvise": (440, 440),
-    "process_mrelease": (448, 448),
-    "kcmp": (312, 272),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "kill": (62, 129),
-    "tkill": (200, 130),
-    "tgkill": (234, 131),
-    "rt_sigqueueinfo": (129, 138),
-    "rt_tgsigqueueinfo": (297, 240),
-    "pidfd_open": (434, 434),
-    "pidfd_getfd": (438, 438),
-    "pidfd_send_signal": (424, 424),
-    "setpriority": (141, 140),
-    "ioprio_set": (251, 30),
-    "sched_setparam": (142, 118),
-    "sched_setscheduler": (144, 119),
-    "sched_setaffinity": (203, 122),
-    "sched_setattr": (314, 274),
-    "migrate_pages": (256, 238),
-    "move_pages": (279, 239),
-    # --- the network; vsock sockets, to the host of a virtual machine, know no namespaces ---
-    "socket": (41, 198),
-    # --- memory that counts neither as the process's own nor as scratch space ---
-    "shmget": (29, 194),
-    "msgget": (68, 186),
-    "semget": (64, 190),
-    "mq_open": (240, 180),
-    "mq_unlink": (241, 181),
-    "memfd_create": (319, 279),
-    "memfd_secret": (447, 447),
-    # --- such memory of other processes, whose numbers are easily guessed ---
-    "shmat": (30, 196),
-    "shmctl": (31, 195),
-    "msgsnd": (69, 189),
-    "msgrcv": (70, 188),
-    "msgctl": (71, 187),
-    "semop": (65, 193),
-    "semtimedop": (220, 192),
-    "semctl": (66, 191),
-    # --- what Landlock does not know of files ---
-    "chmod": (90, None),
-    "fchmod": (91, 52),
-    "fchmodat": (268, 53),
-    "fchmodat2": (452, 452),
-    "chown": (92, None),
-    "fchown": (93, 55),
-    "lchown": (94, None),
-    "fchownat": (260, 54),
-    "utime": (132, None),
-    "utimes": (235, None),
-    "futimesat": (261, None),
-    "utimensat": (280, 88),
-    "setxattr": (188, 5),
-    "lsetxattr": (189, 6),
-    "fsetxattr": (190, 7),
-    "removexattr": (197, 14),
-    "lremovexattr": (198, 15),
-    "fremovexattr": (199, 16),
-    "inotify_init": (253, None),
-    "inotify_init1": (294, 26),
-    "fanotify_init": (300, 262),
-    # --- keys of the user, and large pieces of kernel that no program of a test needs ---
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
-    "bpf": (321, 280),
-    "perf_event_open": (298, 241),
-    "userfaultfd": (323, 282),
-    "io_uring_setup": (425, 425),
-}
-_PRLIMIT = (302, 261)
-_CLONE = (56, 220)
-_CLONE3 = 435
 _CLONE_THREAD = 0x10000
-# Calls from here on came after this table (Linux 6.13), as x86_64's second numbering does (x32).
-_FIRST_UNKNOWN = 463
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_*
 
-_LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
+_LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_BITS, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
+# Offsets in struct seccomp_data; the low halves of the arguments, all that these calls look at.
+_NUMBER, _ARCHITECTURE, _FIRST, _SECOND, _THIRD = 0, 4, 16, 24, 32
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
+_UNIX, _STREAM, _KIND_OF_SOCKET = 1, 1, 0xF
+_Step = tuple[int, int, int, int]
+_PASS: _Step = (_RETURN, 0, 0, _ALLOW)
+_REFUSE: _Step = (_RETURN, 0, 0, _ERROR | errno.EPERM)
+_UNKNOWN: _Step = (_RETURN, 0, 0, _ERROR | errno.ENOSYS)
+_NO_SUCH_DEVICE: _Step = (_RETURN, 0, 0, _ERROR | errno.ENOTTY)
 
 
 def seccomp_filter(machine: str | None = None) -> bytes:
@@ -109,7 +33,9 @@ def seccomp_filter(machine: str | None = None) -> bytes:
 
     A forbidden call fails with EPERM. `clone` may start threads alone, and `prlimit64` name the
     caller alone; `clone3`, whose flags a filter cannot see, fails with ENOSYS, upon which the C
-    library takes `clone`.
+    library takes `clone`. Of `prctl`, `fcntl` and `ioctl` the commands pass that Python needs:
+    none that sends signals, names an owner of a descriptor, takes a lock or a lease, or undoes the
+    signal at the parent's death. `socketpair` makes connected streams alone (asyncio needs one).
 
     Args:
         machine: as `platform.machine()` says it; by default this machine.
@@ -123,22 +49,47 @@ def seccomp_filter(machine: str | None = None) -> bytes:
             f"the system calls of {' and '.join(_ARCHITECTURES)} are known, not of {machine!r}"
         )
     column = list(_ARCHITECTURES).index(machine)
-    refuse, unknown = ((_RETURN, 0, 0, _ERROR | code) for code in (errno.EPERM, errno.ENOSYS))
-    allow = (_RETURN, 0, 0, _ALLOW)
-    first_argument = (_LOAD, 0, 0, _FIRST_ARGUMENT)
-    steps = [
+    steps: list[_Step] = [
         (_LOAD, 0, 0, _ARCHITECTURE),
         *((_JUMP_EQUAL, 1, 0, _ARCHITECTURES[machine]), (_RETURN, 0, 0, _KILL)),
         (_LOAD, 0, 0, _NUMBER),
-        *((_JUMP_AT_LEAST, 0, 1, _FIRST_UNKNOWN), unknown),
-        *((_JUMP_EQUAL, 0, 1, _CLONE3), unknown),
+        *((_JUMP_AT_LEAST, 0, 1, calls.FIRST_UNKNOWN), _UNKNOWN),
+        *((_JUMP_EQUAL, 0, 1, calls.CLONE3), _UNKNOWN),
     ]
-    for numbers in _FORBIDDEN.values():
+    for numbers in calls.FORBIDDEN.values():
         if (number := numbers[column]) is not None:
-            steps += [(_JUMP_EQUAL, 0, 1, number), refuse]
-    steps += [(_JUMP_EQUAL, 0, 4, _PRLIMIT[column]), first_argument]
-    steps += [(_JUMP_EQUAL, 0, 1, 0), allow, refuse]
-    steps += [(_JUMP_EQUAL, 0, 4, _CLONE[column]), first_argument]
-    steps += [(_JUMP_BITS, 0, 1, _CLONE_THREAD), allow, refuse]
-    steps += [allow]
+            steps += [(_JUMP_EQUAL, 0, 1, number), _REFUSE]
+    to_flags: list[_Step] = [
+        *((_JUMP_EQUAL, 0, 3, calls.F_SETFL), (_LOAD, 0, 0, _THIRD)),
+        *((_JUMP_BITS, 1, 0, calls.O_ASYNC), _PASS),
+        _REFUSE,
+    ]
+    streams: list[_Step] = [
+        *((_LOAD, 0, 0, _FIRST), (_JUMP_EQUAL, 0, 3, _UNIX)),
+        *((_LOAD, 0, 0, _SECOND), (_AND, 0, 0, _KIND_OF_SOCKET), (_JUMP_EQUAL, 1, 0, _STREAM)),
+        *(_REFUSE, _PASS),
+    ]
+    own: list[_Step] = [(_LOAD, 0, 0, _FIRST), (_JUMP_EQUAL, 0, 1, 0), _PASS, _REFUSE]
+    threads: list[_Step] = [
+        *((_LOAD, 0, 0, _FIRST), (_JUMP_BITS, 0, 1, _CLONE_THREAD)),
+        *(_PASS, _REFUSE),
+    ]
+    for numbers, rules in (
+        (calls.PRLIMIT, own),
+        (calls.CLONE, threads),
+        (calls.SOCKETPAIR, streams),
+        (calls.PRCTL, [*_only(calls.PRCTL_COMMANDS, _FIRST), _REFUSE]),
+        (calls.IOCTL, [*_only(calls.IOCTL_COMMANDS, _SECOND), _NO_SUCH_DEVICE]),
+        (calls.FCNTL, [*_only(calls.FCNTL_COMMANDS, _SECOND), *to_flags]),
+    ):
+        steps += [(_JUMP_EQUAL, 0, len(rules), numbers[column]), *rules]
+    steps += [_PASS]
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
+
+
+def _only(commands: tuple[int, ...], argument: int) -> list[_Step]:
+    """Let these commands pass; any other goes on to the next step."""
+    tests: list[_Step] = [(_LOAD, 0, 0, argument)]
+    for command in commands:
+        tests += [(_JUMP_EQUAL, 0, 1, command), _PASS]
+    return tests

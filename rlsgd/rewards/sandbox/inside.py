@@ -180,6 +180,9 @@ def _limit(cpu_seconds: int, memory_bytes: int, scratch_bytes: int) -> None:
         ("FSIZE", scratch_bytes),
         ("NOFILE", 64),
         ("CORE", 0),
+        ("MEMLOCK", 0),
+        ("MSGQUEUE", 0),
+        ("SIGPENDING", 64),  # timers count among them
     ):
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
 

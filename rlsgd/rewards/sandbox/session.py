@@ -90,6 +90,11 @@ class Session:
             self._input.write(data)
             self._input.close() if close else self._input.flush()
 
+    @property
+    def is_over_limit(self) -> bool:
+        """Whether it said more than is read."""
+        return self._left < 0
+
     def read_line(self) -> bytes:
         """The next line without its line break; empty at the end, or past the output limit."""
         line = self._output.readline(self._left + 1)
