@@ -27,7 +27,7 @@ from rich.progress import track
 from benchmarks.bench_cases import model_folder
 from benchmarks.bench_limit import Shape, needed
 from benchmarks.bench_tables import print_tables
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import TokenBatch
 from rlsgd.models.loading import load_policy
 from rlsgd.models.scoring import completion_logprobs
 from rlsgd.models.shared_prompts import share_prompts
@@ -36,7 +36,7 @@ MODEL, PROMPTS, GROUP, TOKENS = "qwen3_50m", 4, 8, 160
 RATIOS = {"4:1": 128, "1:1": 80, "1:4": 32}  # prompt tokens to completion tokens
 
 
-def rollouts(prompt_tokens: int) -> Rollouts:
+def rollouts(prompt_tokens: int) -> TokenBatch:
     """Four random groups."""
     rows = PROMPTS * GROUP
     generator = torch.Generator().manual_seed(0)
@@ -46,10 +46,10 @@ def rollouts(prompt_tokens: int) -> Rollouts:
     mask = torch.ones_like(input_ids, dtype=torch.bool)
     scored = mask.clone()
     scored[:, :prompt_tokens] = False
-    return Rollouts(input_ids, mask, scored, torch.zeros(rows, dtype=torch.bool))
+    return TokenBatch(input_ids, mask, scored)
 
 
-def update_seconds(model: Any, batch: Rollouts) -> float:
+def update_seconds(model: Any, batch: TokenBatch) -> float:
     """Of one forward and backward pass."""
     model.zero_grad()
     start = time.perf_counter()

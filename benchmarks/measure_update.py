@@ -33,7 +33,7 @@ import transformers.models.llama.modeling_llama  # noqa: F401  # for the process
 from torch import Tensor
 
 from benchmarks.measure_memory import MODEL, RESET, resident
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import TokenBatch
 from rlsgd.models.loading import load_policy
 from rlsgd.models.scoring import completion_logprobs
 from rlsgd.models.shared_prompts import share_prompts
@@ -45,14 +45,14 @@ STEPS, LEARNING_RATE = 3, 1e-3
 OPTIMIZERS: dict[str, Any] = {"FusedBackwardSGD": FusedBackwardSGD, "SGD": torch.optim.SGD}
 
 
-def completions_of_one_prompt() -> Rollouts:
+def completions_of_one_prompt() -> TokenBatch:
     """Random tokens; nothing is padding."""
     shape = (ROWS, PROMPT_TOKENS + COMPLETION_TOKENS)
     ids = torch.randint(10, 40_000, shape, generator=torch.Generator().manual_seed(0))
     ids[:, :PROMPT_TOKENS] = ids[0, :PROMPT_TOKENS]
     scored = torch.zeros(shape, dtype=torch.bool)
     scored[:, PROMPT_TOKENS:] = True
-    return Rollouts(ids, torch.ones_like(scored), scored, torch.zeros(ROWS, dtype=torch.bool))
+    return TokenBatch(ids, torch.ones_like(scored), scored)
 
 
 def measure(optimizer: str, checkpointing: bool, shared: bool) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def test_the_record_agrees_with_itself(tests_by_seed):
 def test_validate_is_full_on_the_command_line_and_greedy_within_a_fit(tmp_path, capsys):
     cli = TrainingCLI.run(["validate", *SMALL, "--trainer.default_root_dir", str(tmp_path)])
     logged = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
-    accuracy = cli.model.eval_estimates["accuracy"]
+    accuracy = cli.model.evaluator.estimates["accuracy"]
     assert logged["val/accuracy"] == accuracy.value
     ends = [logged["val/accuracy/low"], logged["val/accuracy/high"]]
     assert ends == pytest.approx([accuracy.low, accuracy.high], rel=1e-6)  # logged in float32
@@ -143,7 +143,9 @@ def test_validate_is_full_on_the_command_line_and_greedy_within_a_fit(tmp_path, 
     assert "majority@4" in capsys.readouterr().out
 
     (tmp_path / "evaluation.json").unlink()
-    cli.model.validates_fully = False  # as it is where `fit` validates the starting policy
+    cli.model.evaluator.validates_fully = (
+        False  # as it is where `fit` validates the starting policy
+    )
     sampled = []
     sampler = cli.model.sampler
     spy = SimpleNamespace(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import TokenBatch
 from rlsgd.functional import head_logprobs
 from rlsgd.models.loading import load_policy
 from rlsgd.models.plain_head import has_plain_head
@@ -163,11 +163,10 @@ class FixedLogits(nn.Module):
 def test_entropy_and_logprob_by_hand():
     # At temperature 0.5 the logits are (0, 2 ln 2, 2 ln 2, -inf): p = (1/9, 4/9, 4/9, 0).
     model: Any = FixedLogits([0.0, math.log(2), math.log(2), -math.inf])
-    batch = Rollouts(
+    batch = TokenBatch(
         input_ids=torch.tensor([[3, 0, 1]]),
         attention_mask=torch.ones(1, 3, dtype=torch.bool),
         completion_mask=torch.tensor([[False, True, True]]),
-        truncated=torch.tensor([False]),
     )
     logprobs, entropy = score_tokens(model, batch, Way(), temperature=0.5, with_entropy=True)
     expected = 1 / 9 * math.log(9) + 2 * 4 / 9 * math.log(9 / 4)

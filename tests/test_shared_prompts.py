@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen2Config
 
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import TokenBatch
 from rlsgd.models.loading import load_policy
 from rlsgd.models.scoring import completion_logprobs
 from rlsgd.models.shared_prompts import share_prompts
@@ -30,7 +30,7 @@ make_batch = partial(padded_batch, ROWS)
 
 
 def scores_and_gradients(
-    model: PreTrainedModel, batch: Rollouts
+    model: PreTrainedModel, batch: TokenBatch
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
     logprobs, entropy = completion_logprobs(
         model, batch, temperature=0.7, with_entropy=True, entropy_gradient=True
@@ -42,7 +42,7 @@ def scores_and_gradients(
     return logprobs, entropy, torch.autograd.grad(loss, list(model.parameters()))
 
 
-def assert_equal_paths(folder: Path, batch: Rollouts, *, checkpointing: bool = False) -> None:
+def assert_equal_paths(folder: Path, batch: TokenBatch, *, checkpointing: bool = False) -> None:
     plain: Any = load_policy(str(folder))
     shared: Any = load_policy(str(folder))
     share_prompts(shared)

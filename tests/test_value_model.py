@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import TokenBatch
 from rlsgd.models.loading import load_policy
 from rlsgd.models.value_model import ValueModel, load_value_model
 
@@ -25,7 +25,7 @@ def batch_of(prompts, completions, filler=0):
         counted = [0] * width + [1] * len(completion) + [0] * right
         rows.append((ids, attended, counted))
     ids, attended, counted = map(torch.tensor, zip(*rows, strict=True))
-    return Rollouts(ids, attended.bool(), counted.bool(), torch.zeros(len(rows), dtype=torch.bool))
+    return TokenBatch(ids, attended.bool(), counted.bool())
 
 
 @pytest.fixture

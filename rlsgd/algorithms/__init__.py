@@ -4,6 +4,7 @@ from rlsgd.algorithms.base import PolicyModule
 from rlsgd.algorithms.cispo import CISPO
 from rlsgd.algorithms.dapo import DAPO
 from rlsgd.algorithms.dr_grpo import DrGRPO
+from rlsgd.algorithms.evaluation import VerifiableModule
 from rlsgd.algorithms.grpo import GRPO
 from rlsgd.algorithms.gspo import GSPO
 from rlsgd.algorithms.next_token import NextToken
@@ -13,7 +14,6 @@ from rlsgd.algorithms.reinforce_plus_plus import REINFORCEPlusPlus, REINFORCEPlu
 from rlsgd.algorithms.rl import RLModule
 from rlsgd.algorithms.rloo import RLOO
 from rlsgd.algorithms.sft import SFT
-from rlsgd.algorithms.verifiable import VerifiableModule
 
 __all__ = [
     "CISPO",

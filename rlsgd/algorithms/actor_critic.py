@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlsgd.algorithms.rl import RLModule
 from rlsgd.core.types import Rollouts
-from rlsgd.functional.advantages import explained_variance
+from rlsgd.functional.critic import explained_variance
 from rlsgd.functional.masked import masked_mean
 from rlsgd.models.value_model import ValueModel, load_value_model
 from rlsgd.optimizers import OptimizerContainer

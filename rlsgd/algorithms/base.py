@@ -11,22 +11,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlsgd.core.checkpoints import LazyTensors
-from rlsgd.core.distributed import derived_seed, gathered, global_norm, global_sum, local_shard
-from rlsgd.core.types import DivergedError, Rollouts
+from rlsgd.core.distributed import derived_seed, gathered, global_sum, local_shard
+from rlsgd.core.types import DivergedError, TokenBatch
 from rlsgd.functional.updates import all_finite
-from rlsgd.models.loading import (
-    check_vocabulary,
-    load_tokenizer,
-    resolve_model,
-)
+from rlsgd.models.loading import check_vocabulary, load_tokenizer, resolve_model, stop_token_ids
 from rlsgd.models.onednn import use_onednn
 from rlsgd.models.recomputing import recompute_activations
 from rlsgd.models.scoring import prove_scoring
 from rlsgd.models.sharded_loading import load_sharded_policy
 from rlsgd.models.sharding import Sharding
-from rlsgd.models.strategy import FSDP2Strategy
+from rlsgd.models.strategy import sharding_of
 from rlsgd.models.subnetwork import Subnetwork, require_no_weight_decay
 from rlsgd.optimizers.arguments import set_training
+from rlsgd.optimizers.protocol import Attaches, ReportsSteps, StepsInBackward, measured_gradients
 from rlsgd.optimizers.roles import mark_roles
 from rlsgd.optimizers.rounding import Rounding, keep_rounded, round_weights
 
@@ -41,17 +38,18 @@ class PolicyModule(LightningModule):
             name of a prepared model.
         optimizer: any torch optimizer class; SGD has momentum 0 and weight decay 0 unless asked.
         lr_scheduler: any torch scheduler class, stepped once each epoch; none keeps the rate.
-        random_weights: start from the model's config with random weights instead of its weights.
-        weight_rounding: keep the weights at values that bfloat16 has, rounding them when they are
-            loaded and after every optimizer step: `nearest` or `stochastic`. Compute, gradients and
+        random_weights: whether to start from the model's config with random weights instead of its
+            weights.
+        weight_rounding: rounding that keeps the weights at values that bfloat16 has, when they are
+            loaded and after every optimizer step. Compute, gradients and
             optimizer states stay in the trainer's precision, so that this is the effect of bfloat16
             storage alone, without its saving of memory. None is off.
-        subnetwork: train only the weights that an earlier run changed.
-        activation_checkpointing: compute each layer's activations again in the backward pass
-            instead of keeping them: the same gradients, less memory, about a third more time.
-        onednn: compute linear layers in float32 on a CPU by oneDNN instead of torch's BLAS: faster
-            on AMD's processors, the same but for rounding.
-        seed: of everything this module draws; `seed_everything` sets it on the command line.
+        subnetwork: earlier run whose changed weights alone are trained.
+        activation_checkpointing: whether to compute each layer's activations again in the backward
+            pass instead of keeping them: the same gradients, less memory, about a third more time.
+        onednn: whether to compute linear layers in float32 on a CPU by oneDNN instead of torch's
+            BLAS: faster on AMD's processors, the same but for rounding.
+        seed: seed of everything this module draws; `seed_everything` sets it on the command line.
     """
 
     def __init__(
@@ -93,19 +91,11 @@ class PolicyModule(LightningModule):
             if self.onednn:
                 use_onednn(self.policy)
             check_vocabulary(self.policy, self.tokenizer)
+        self.stop_token_ids = stop_token_ids(self.policy, self.tokenizer)
 
     def sharding(self) -> Sharding | None:
         """How the trainer's strategy shards models; none where every process holds them whole."""
-        if self.device_mesh is None:
-            return None
-        strategy = self.trainer.strategy
-        if not isinstance(strategy, FSDP2Strategy):
-            raise ValueError(
-                f"--trainer.strategy {type(strategy).__name__}: use "
-                "rlsgd.models.strategy.FSDP2Strategy, which is the same with "
-                "checkpoints that plain SGD can resume from; see configs/trainer/fsdp.yaml"
-            )
-        return strategy.sharding()
+        return None if self.device_mesh is None else sharding_of(self.trainer.strategy)
 
     def save_activation_memory(self, model: Any) -> None:
         """Let a model of transformers recompute activations if `activation_checkpointing` is on."""
@@ -130,12 +120,12 @@ class PolicyModule(LightningModule):
     ) -> torch.optim.Optimizer:
         """An optimizer of all parameters of a model, with `prefix` before its metrics' names.
 
-        Whatever it leaves in `step_metrics`, a dict of tensors [], is logged after its step.
+        What else it may have is in `rlsgd.optimizers.protocol`.
         """
         mark_roles(model)
         optimizer = factory(model.parameters())
-        if attach := getattr(optimizer, "attach", None):  # it depends on how the trainer steps
-            attach(self.trainer, model.named_parameters())
+        if isinstance(optimizer, Attaches):
+            optimizer.attach(self.trainer, model.named_parameters())
         if self.weight_rounding:
 
             def seed(*place: int) -> int:
@@ -143,11 +133,13 @@ class PolicyModule(LightningModule):
 
             keep_rounded(optimizer, self.weight_rounding, seed)
 
-        def log_step(optimizer: Any, *_: Any) -> None:
-            for name, value in getattr(optimizer, "step_metrics", {}).items():
-                self.log(f"{prefix}{name}", value, on_step=False, on_epoch=True, batch_size=1)
+        if isinstance(optimizer, ReportsSteps):
 
-        optimizer.register_step_post_hook(log_step)
+            def log_step(optimizer: Any, *_: Any) -> None:
+                for name, value in optimizer.step_metrics.items():
+                    self.log(f"{prefix}{name}", value, on_step=False, on_epoch=True, batch_size=1)
+
+            optimizer.register_step_post_hook(log_step)
         return optimizer
 
     def on_fit_start(self) -> None:
@@ -158,8 +150,8 @@ class PolicyModule(LightningModule):
             self.subnetwork.restrict(self.policy, LazyTensors.open(self.starting_folder))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, idx: int) -> Any:
-        """Rollouts move as a whole; lists of prompts are text and stay."""
-        return batch.to(device) if isinstance(batch, Rollouts) else batch
+        """Batches of tokens move as a whole; lists of prompts are text and stay."""
+        return batch.to(device) if isinstance(batch, TokenBatch) else batch
 
     # ---- gradients
 
@@ -171,9 +163,9 @@ class PolicyModule(LightningModule):
         That takes a pass of its own over the same batch, which logs nothing.
         """
         own = optimizer.optimizer  # inside Lightning's wrapper, which has copies of its attributes
-        if measure := getattr(own, "measure_norm", None):
+        if isinstance(own, StepsInBackward):
             self.is_logging = False
-            measure(optimizer_closure)
+            own.measure_norm(optimizer_closure)
             self.is_logging = True
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
@@ -200,28 +192,18 @@ class PolicyModule(LightningModule):
         flag: str = "optimizer",
     ) -> None:
         """Clip the gradients of one optimizer, with `prefix` before its metrics' names."""
-        seen: Any = optimizer
-        if hasattr(seen, "gradient_norm"):  # it has applied them in backward, clipped
-            norm, clipped = seen.gradient_norm(), seen.clipped
-        else:
-            gradients = [
-                p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None
-            ]
-            norm = global_norm(gradients)
-            # by value a step is clipped if its largest element is
-            measured = global_norm(gradients, torch.inf) if algorithm == "value" else norm
-            clipped = measured > (clip_val or torch.inf)
+        norm, clipped = measured_gradients(optimizer, clip_val, algorithm)
         if not torch.isfinite(norm):
             raise DivergedError(
                 f"the {prefix}gradient norm is {float(norm)} at optimizer step {self.global_step}: "
-                f"weights are left as they were before this step. Lower --model.{flag}.init_args.lr"
-                " or set --trainer.gradient_clip_val"
+                "weights are left as they were before this step",
+                optimizer=flag,
             )
         rate = float(optimizer.param_groups[0]["lr"])
         self.log(f"{prefix}learning_rate", rate, on_step=False, on_epoch=True)
         self.log(f"{prefix}grad_norm", norm, on_step=False, on_epoch=True)
-        name = f"{prefix}grad_clipped_fraction"
-        self.log(name, float(clipped), on_step=False, on_epoch=True)
+        fraction = float(clipped)
+        self.log(f"{prefix}grad_clipped_fraction", fraction, on_step=False, on_epoch=True)
         self.clip_gradients(
             optimizer, gradient_clip_val=clip_val, gradient_clip_algorithm=algorithm
         )
@@ -243,10 +225,7 @@ class PolicyModule(LightningModule):
         """Raise `DivergedError` on every rank if the loss [] of one is not finite."""
         total = global_sum(loss.detach())  # one rank alone would leave the others waiting
         if not torch.isfinite(total):
-            raise DivergedError(
-                f"the loss is {float(total)} at optimizer step {self.global_step}. Lower "
-                "--model.optimizer.init_args.lr or set --trainer.gradient_clip_val"
-            )
+            raise DivergedError(f"the loss is {float(total)} at optimizer step {self.global_step}")
 
     def require_finite_weights(self) -> None:
         """Raise `DivergedError` on every rank if any weight is infinite or not a number."""
@@ -256,10 +235,7 @@ class PolicyModule(LightningModule):
             if not all_finite(local_shard(parameter))
         ]
         if broken := gathered(broken):
-            raise DivergedError(
-                f"{broken[0]} is no longer finite after optimizer step {self.global_step}. Lower "
-                "--model.optimizer.init_args.lr or set --trainer.gradient_clip_val"
-            )
+            raise DivergedError.of_weight(broken[0], self.global_step)
 
     def on_train_epoch_start(self) -> None:  # the rollout is drawn after it
         self.set_training(True)

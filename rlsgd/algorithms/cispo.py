@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rlsgd.algorithms.rl import RLModule
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import Microbatch, Rollouts
 from rlsgd.functional.advantages import group_relative
 from rlsgd.functional.losses import weighted_logprob_loss
 
@@ -24,7 +24,8 @@ class CISPO(RLModule):
 
     Args:
         max_ratio: upper bound of the weight; TRL's `epsilon_high` of its `cispo` loss.
-        scale_advantages: divide each group's centred rewards by their standard deviation.
+        scale_advantages: whether to divide each group's centred rewards by their standard
+            deviation.
     """
 
     smallest_group: ClassVar[int] = 2
@@ -42,11 +43,9 @@ class CISPO(RLModule):
         self.scale_advantages = scale_advantages
 
     def advantages(self, rollouts: Rollouts, group_size: int) -> Tensor:
-        assert rollouts.rewards is not None
         return group_relative(rollouts.rewards, group_size, scale=self.scale_advantages)
 
-    def per_token_loss(self, logprobs: Tensor, old_logprobs: Tensor, batch: Rollouts) -> Tensor:
-        assert batch.advantages is not None
+    def per_token_loss(self, logprobs: Tensor, old_logprobs: Tensor, batch: Microbatch) -> Tensor:
         mask = batch.completion_mask
         ratio = self.ratio(logprobs, old_logprobs, mask)
         self.log_token_mean("clip_ratio/weight_mean", ratio > self.max_ratio, batch)

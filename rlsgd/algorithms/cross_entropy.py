@@ -6,19 +6,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlsgd.algorithms.base import PolicyModule
-from rlsgd.core.types import Rollouts
-from rlsgd.functional.masked import aggregate
+from rlsgd.core.types import SupervisedBatch
+from rlsgd.functional.aggregation import aggregate
 from rlsgd.models.fast_paths import require
 from rlsgd.models.scoring import DOCUMENTS, completion_logprobs
 
 
-def cross_entropy_loss(module: PolicyModule, batch: Rollouts) -> Tensor:
+def cross_entropy_loss(module: PolicyModule, batch: SupervisedBatch) -> Tensor:
     """The loss [] to go backward from, and its value in the log as `loss`.
 
     It is this batch's share of the mean over all tokens of the optimizer step: the batch's
     denominator is the number of them on all ranks and in all accumulated batches.
     """
-    assert batch.denominator is not None
     logprobs, _ = completion_logprobs(module.policy, batch, temperature=1.0)
     share = aggregate(
         -logprobs, batch.completion_mask, mode="token-mean", denominator=batch.denominator

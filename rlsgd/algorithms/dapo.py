@@ -31,8 +31,8 @@ class DAPO(GRPO):
 
     Args:
         clip_low: the ratio is clipped below at 1 - clip_low.
-        clip_high: and above at 1 + clip_high.
-        overlong_tokens: the penalty grows over this many last tokens of the budget, up to
+        clip_high: the ratio is clipped above at 1 + clip_high.
+        overlong_tokens: number of last tokens of the budget over which the penalty grows, up to
             overlong_coef; none means a fifth of max_completion_tokens, as in the paper; 0 is off.
         overlong_coef: the reward that a completion loses that fills the budget.
         extra_rounds: the most rounds of sampling, after the first, to replace groups that carry no
@@ -63,7 +63,6 @@ class DAPO(GRPO):
         self.extra_rounds = extra_rounds
 
     def advantages(self, rollouts: Rollouts, group_size: int) -> Tensor:
-        assert rollouts.rewards is not None
         lengths = rollouts.completion_mask.sum(1)
         penalty = overlong_penalty(lengths, self.max_completion_tokens, self.overlong_tokens)
         rollouts.metrics["overlong_penalty"] = float(self.overlong_coef * penalty.mean())

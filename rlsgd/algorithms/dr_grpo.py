@@ -11,20 +11,22 @@ from __future__ import annotations
 from typing import Any
 
 from rlsgd.algorithms.grpo import GRPO
+from rlsgd.functional.aggregation import Aggregation
 
 
 class DrGRPO(GRPO):
     """GRPO without the standard deviation and without length normalization.
 
     Args:
-        scale_advantages: divide each group's centred rewards by their standard deviation.
+        scale_advantages: whether to divide each group's centred rewards by their standard
+            deviation.
         aggregation: how per-token losses become one number; see RLModule.
     """
 
     def __init__(
         self,
         scale_advantages: bool = False,
-        aggregation: str = "seq-mean-token-sum-norm",
+        aggregation: Aggregation = "seq-mean-token-sum-norm",
         **kwargs: Any,
     ) -> None:
         super().__init__(scale_advantages=scale_advantages, aggregation=aggregation, **kwargs)

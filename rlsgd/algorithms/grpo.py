@@ -3,7 +3,8 @@
 Differences from the paper: the loss is averaged over tokens by default (`--model.aggregation
 seq-mean-token-mean` is the paper's), and the KL term is off unless `--model.kl_coef` is set
 (arXiv:2602.07729 uses 0.001). With one update from each rollout every ratio is 1 and clipping is
-inert. `RLModule.loss` adds kl_coef * KL to the per-token loss below and aggregates.
+inert. `RLModule.per_token_loss` is the clipped surrogate; `RLModule.loss` adds kl_coef * KL to it
+and aggregates.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rlsgd.algorithms.rl import RLModule
+from rlsgd.core.flags import flags
 from rlsgd.core.types import Rollouts
 from rlsgd.functional.advantages import group_relative
-from rlsgd.functional.losses import clipped_ratio_loss, validate_clip
+from rlsgd.functional.losses import Clip
 
 
 class GRPO(RLModule):
@@ -23,11 +25,13 @@ class GRPO(RLModule):
 
     Args:
         clip_low: the ratio is clipped below at 1 - clip_low.
-        clip_high: and above at 1 + clip_high.
+        clip_high: the ratio is clipped above at 1 + clip_high.
         dual_clip: bound of the ratio where the advantage is negative (arXiv:1912.09729), or none.
-        scale_advantages: divide each group's centred rewards by their standard deviation.
-        advantage_ddof: 1 for the sample standard deviation, 0 for the population's.
-        advantage_eps: added to the standard deviation.
+        scale_advantages: whether to divide each group's centred rewards by their standard
+            deviation.
+        advantage_ddof: degrees of freedom: 1 for the sample standard deviation, 0 for the
+            population's.
+        advantage_eps: number added to the standard deviation.
     """
 
     smallest_group: ClassVar[int] = 2
@@ -43,33 +47,17 @@ class GRPO(RLModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        validate_clip(clip_low, clip_high, dual_clip)
-        self.clip_low = clip_low
-        self.clip_high = clip_high
-        self.dual_clip = dual_clip
+        with flags("--model."):
+            self.clip = Clip(clip_low, clip_high, dual_clip)
         self.scale_advantages = scale_advantages
         self.advantage_ddof = advantage_ddof
         self.advantage_eps = advantage_eps
 
     def advantages(self, rollouts: Rollouts, group_size: int) -> Tensor:
-        assert rollouts.rewards is not None
         return group_relative(
             rollouts.rewards,
             group_size,
             scale=self.scale_advantages,
             ddof=self.advantage_ddof,
             eps=self.advantage_eps,
-        )
-
-    def per_token_loss(self, logprobs: Tensor, old_logprobs: Tensor, batch: Rollouts) -> Tensor:
-        assert batch.advantages is not None
-        ratio = self.ratio(logprobs, old_logprobs, batch.completion_mask)
-        self.log_clip_fractions(ratio, batch, self.clip_low, self.clip_high)
-        return clipped_ratio_loss(
-            ratio,
-            batch.advantages,
-            batch.completion_mask,
-            clip_low=self.clip_low,
-            clip_high=self.clip_high,
-            dual_clip=self.dual_clip,
         )

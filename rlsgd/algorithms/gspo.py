@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rlsgd.algorithms.grpo import GRPO
+from rlsgd.functional.aggregation import Aggregation
 from rlsgd.functional.losses import sequence_ratio
 
 
@@ -24,7 +25,7 @@ class GSPO(GRPO):
 
     Args:
         clip_low: the ratio is clipped below at 1 - clip_low.
-        clip_high: and above at 1 + clip_high.
+        clip_high: the ratio is clipped above at 1 + clip_high.
         aggregation: how per-token losses become one number; see RLModule.
     """
 
@@ -34,7 +35,7 @@ class GSPO(GRPO):
         self,
         clip_low: float = 3e-4,
         clip_high: float = 4e-4,
-        aggregation: str = "seq-mean-token-mean",
+        aggregation: Aggregation = "seq-mean-token-mean",
         **kwargs: Any,
     ) -> None:
         super().__init__(clip_low=clip_low, clip_high=clip_high, aggregation=aggregation, **kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable
@@ -12,7 +12,8 @@ from torchmetrics import MeanMetric
 from rlsgd.algorithms.base import PolicyModule
 from rlsgd.algorithms.cross_entropy import check_document_isolation, cross_entropy_loss
 from rlsgd.callbacks.base import log_metrics
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import SupervisedBatch
+from rlsgd.data import TextDataModule
 from rlsgd.functional.masked import masked_mean
 from rlsgd.models.scoring import completion_logprobs
 
@@ -54,9 +55,9 @@ class NextToken(PolicyModule):
         return configured
 
     @property
-    def text(self) -> Any:
+    def text(self) -> TextDataModule:
         """The data module."""
-        return self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        return cast(Any, self.trainer).datamodule
 
     # ---- training
 
@@ -64,12 +65,11 @@ class NextToken(PolicyModule):
         super().on_train_start()
         self.check_documents()
 
-    def on_train_batch_start(self, batch: Rollouts, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: SupervisedBatch, batch_idx: int) -> None:
         if batch_idx % self.trainer.accumulate_grad_batches == 0:  # it counts all accumulated ones
-            assert batch.num_tokens is not None
-            self.tokens_seen += int(batch.num_tokens)
+            self.tokens_seen += int(batch.denominator)
 
-    def training_step(self, batch: Rollouts, batch_idx: int) -> Tensor:
+    def training_step(self, batch: SupervisedBatch, batch_idx: int) -> Tensor:
         return cross_entropy_loss(self, batch)
 
     def on_train_epoch_end(self) -> None:
@@ -82,7 +82,7 @@ class NextToken(PolicyModule):
         super().on_validation_start()
         self.check_documents()
 
-    def validation_step(self, batch: Rollouts, batch_idx: int) -> None:
+    def validation_step(self, batch: SupervisedBatch, batch_idx: int) -> None:
         with torch.autocast(self.device.type, enabled=False):
             logprobs, _ = completion_logprobs(self.policy, batch, temperature=1.0)
         mask = batch.completion_mask

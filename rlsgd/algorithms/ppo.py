@@ -14,14 +14,16 @@ from torch import Tensor
 
 from rlsgd.algorithms.actor_critic import ActorCritic, critic_metrics
 from rlsgd.core.distributed import global_sum
-from rlsgd.core.types import Rollouts
-from rlsgd.functional.advantages import gae, terminal_rewards, validate_gae
-from rlsgd.functional.losses import (
-    clipped_ratio_loss,
+from rlsgd.core.flags import flags
+from rlsgd.core.types import Microbatch, Rollouts
+from rlsgd.functional.critic import (
     clipped_value_loss,
-    validate_clip,
+    gae,
+    terminal_rewards,
+    validate_gae,
     validate_value_clip,
 )
+from rlsgd.functional.losses import Clip
 from rlsgd.functional.masked import masked_whiten
 
 
@@ -31,11 +33,12 @@ class PPO(ActorCritic):
     Args:
         gamma: discount factor for each token, in [0, 1].
         lam: trace decay, in [0, 1]; 0 is the one-step error, 1 the return minus the value.
-        whiten_advantages: mean 0 and variance 1 over the rollout's tokens on all ranks.
+        whiten_advantages: whether advantages get mean 0 and variance 1 over the rollout's tokens on
+            all ranks.
         bootstrap_truncated: a completion cut off by the token budget is worth, beyond its reward,
             what the critic expects after its last token. Otherwise it ends there like any other.
         clip_low: the ratio is clipped below at 1 - clip_low.
-        clip_high: and above at 1 + clip_high.
+        clip_high: the ratio is clipped above at 1 + clip_high.
         dual_clip: bound of the ratio where the advantage is negative (arXiv:1912.09729), or none.
         value_clip: the value loss sees a value move by at most this, in units of the reward, from
             its value at rollout time; none is off.
@@ -62,9 +65,10 @@ class PPO(ActorCritic):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        validate_gae(gamma, lam)
-        validate_clip(clip_low, clip_high, dual_clip)
-        validate_value_clip(value_clip)
+        with flags("--model."):
+            validate_gae(gamma, lam)
+            self.clip = Clip(clip_low, clip_high, dual_clip)
+            validate_value_clip(value_clip)
         if value_coef <= 0:
             raise ValueError("--model.value_coef must be above 0: PPO needs its critic")
         self.kl_in_loss = kl_in == "loss"
@@ -77,14 +81,10 @@ class PPO(ActorCritic):
         self.lam = lam
         self.whiten_advantages = whiten_advantages
         self.bootstrap_truncated = bootstrap_truncated
-        self.clip_low = clip_low
-        self.clip_high = clip_high
-        self.dual_clip = dual_clip
         self.value_clip = value_clip
         self.value_coef = value_coef
 
     def advantages(self, rollouts: Rollouts, group_size: int) -> Tensor:
-        assert rollouts.rewards is not None
         mask = rollouts.completion_mask
         rewards = terminal_rewards(rollouts.rewards, mask) - self.reward_kl(rollouts)
         values, last_values = self.values(rollouts)
@@ -98,19 +98,12 @@ class PPO(ActorCritic):
             return advantages
         return masked_whiten(advantages, mask, global_sum=global_sum)
 
-    def per_token_loss(self, logprobs: Tensor, old_logprobs: Tensor, batch: Rollouts) -> Tensor:
-        assert batch.advantages is not None
-        mask, clip = batch.completion_mask, {"clip_low": self.clip_low, "clip_high": self.clip_high}
-        ratio = self.ratio(logprobs, old_logprobs, mask)
-        self.log_clip_fractions(ratio, batch, **clip)
-        return clipped_ratio_loss(ratio, batch.advantages, mask, dual_clip=self.dual_clip, **clip)
-
-    def loss(self, batch: Rollouts) -> Tensor:
+    def loss(self, batch: Microbatch) -> Tensor:
         return super().loss(batch) + self.value_coef * self.value_loss(batch)
 
-    def value_loss(self, batch: Rollouts) -> Tensor:
+    def value_loss(self, batch: Microbatch) -> Tensor:
         """This microbatch's share of the critic's loss, a mean over the minibatch's tokens."""
-        assert batch.values is not None and batch.returns is not None
+        assert batch.values is not None and batch.returns is not None, "advantages sets both"
         values, _ = self.value(self.policy, batch)
         parts = (values, batch.values, batch.returns, batch.completion_mask)
         per_token = clipped_value_loss(*parts, clip=self.value_clip)

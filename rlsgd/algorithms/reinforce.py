@@ -16,8 +16,9 @@ from torch import Tensor
 
 from rlsgd.algorithms.rl import RLModule
 from rlsgd.core.distributed import global_sum
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import Microbatch, Rollouts
 from rlsgd.functional.advantages import group_relative
+from rlsgd.functional.aggregation import Aggregation
 from rlsgd.functional.losses import weighted_logprob_loss
 
 Baseline = Literal["group", "batch", "running", "none"]
@@ -27,11 +28,11 @@ class REINFORCE(RLModule):
     """Reward minus a baseline, times the gradient of the completion's log-probability.
 
     Args:
-        baseline: taken off every reward: `group`, the mean of the prompt's completions; `batch`,
-            that of the rollout on all ranks; `running`, a decaying mean of the batch means of
-            earlier iterations (in the first one, its own); or `none`. The first two include the
+        baseline: number taken off every reward: `group`, the mean of the prompt's completions;
+            `batch`, that of the rollout on all ranks; `running`, a decaying mean of the batch means
+            of earlier iterations (in the first one, its own); or `none`. The first two include the
             completion itself, which shrinks the gradient by 1/group_size or 1/batch; RLOO does not.
-        running_decay: of the running baseline, in [0, 1): how much of it one iteration keeps.
+        running_decay: share of the running baseline, in [0, 1), that one iteration keeps.
         aggregation: how per-token losses become one number; see RLModule.
     """
 
@@ -41,7 +42,7 @@ class REINFORCE(RLModule):
         self,
         baseline: Baseline = "batch",
         running_decay: float = 0.9,
-        aggregation: str = "seq-mean-token-sum",
+        aggregation: Aggregation = "seq-mean-token-sum",
         **kwargs: Any,
     ) -> None:
         super().__init__(aggregation=aggregation, **kwargs)
@@ -70,7 +71,6 @@ class REINFORCE(RLModule):
             )
 
     def advantages(self, rollouts: Rollouts, group_size: int) -> Tensor:
-        assert rollouts.rewards is not None
         return self.compute_advantages(rollouts.rewards, group_size)
 
     def plain_advantages(self, rewards: Tensor, group_size: int) -> Tensor:
@@ -88,8 +88,7 @@ class REINFORCE(RLModule):
         self.running_reward.copy_(self.running_decay * before + (1 - self.running_decay) * mean)
         return rewards - before
 
-    def per_token_loss(self, logprobs: Tensor, old_logprobs: Tensor, batch: Rollouts) -> Tensor:
-        assert batch.advantages is not None
+    def per_token_loss(self, logprobs: Tensor, old_logprobs: Tensor, batch: Microbatch) -> Tensor:
         mask = batch.completion_mask
         ratio = self.ratio(logprobs, old_logprobs, mask)
         return weighted_logprob_loss(logprobs, ratio, batch.advantages, mask)

@@ -15,9 +15,12 @@ from torch import Tensor
 
 from rlsgd.algorithms.rl import RLModule
 from rlsgd.core.distributed import global_sum
+from rlsgd.core.flags import flags
 from rlsgd.core.types import Rollouts
-from rlsgd.functional.advantages import group_relative, returns_to_go
-from rlsgd.functional.losses import clipped_ratio_loss, validate_clip
+from rlsgd.functional.advantages import group_relative
+from rlsgd.functional.critic import returns_to_go
+from rlsgd.functional.kl import KLEstimator
+from rlsgd.functional.losses import Clip
 from rlsgd.functional.masked import masked_whiten
 
 
@@ -26,9 +29,10 @@ class REINFORCEPlusPlus(RLModule):
 
     Args:
         clip_low: the ratio is clipped below at 1 - clip_low.
-        clip_high: and above at 1 + clip_high.
-        kl_estimator: of the KL in the reward: `k1`, whose score-function gradient is the KL's.
-        advantage_eps: added to the variance of the advantages.
+        clip_high: the ratio is clipped above at 1 + clip_high.
+        kl_estimator: estimator of the KL in the reward: `k1`, whose score-function gradient is the
+            KL's.
+        advantage_eps: number added to the variance of the advantages.
     """
 
     kl_in_loss = False
@@ -37,14 +41,13 @@ class REINFORCEPlusPlus(RLModule):
         self,
         clip_low: float = 0.2,
         clip_high: float = 0.2,
-        kl_estimator: str = "k1",
+        kl_estimator: KLEstimator = "k1",
         advantage_eps: float = 1e-8,
         **kwargs: Any,
     ) -> None:
         super().__init__(kl_estimator=kl_estimator, **kwargs)
-        validate_clip(clip_low, clip_high)
-        self.clip_low = clip_low
-        self.clip_high = clip_high
+        with flags("--model."):
+            self.clip = Clip(clip_low, clip_high)
         self.advantage_eps = advantage_eps
 
     def baselined(self, rewards: Tensor, group_size: int) -> Tensor:
@@ -52,36 +55,23 @@ class REINFORCEPlusPlus(RLModule):
         return rewards
 
     def advantages(self, rollouts: Rollouts, group_size: int) -> Tensor:
-        assert rollouts.rewards is not None
         mask = rollouts.completion_mask
         rewards = self.baselined(rollouts.rewards, group_size)
         credit = rewards[:, None] - returns_to_go(self.reward_kl(rollouts), mask)
         return masked_whiten(credit, mask, eps=self.advantage_eps, global_sum=global_sum)
-
-    def per_token_loss(self, logprobs: Tensor, old_logprobs: Tensor, batch: Rollouts) -> Tensor:
-        assert batch.advantages is not None
-        ratio = self.ratio(logprobs, old_logprobs, batch.completion_mask)
-        self.log_clip_fractions(ratio, batch, self.clip_low, self.clip_high)
-        return clipped_ratio_loss(
-            ratio,
-            batch.advantages,
-            batch.completion_mask,
-            clip_low=self.clip_low,
-            clip_high=self.clip_high,
-        )
 
 
 class REINFORCEPlusPlusBaseline(REINFORCEPlusPlus):
     """REINFORCE++ on rewards minus the mean of their group, with the KL term in the loss.
 
     Args:
-        kl_estimator: of the KL term in the loss; `k2` is the paper's.
+        kl_estimator: estimator of the KL term in the loss; `k2` is the paper's.
     """
 
     smallest_group: ClassVar[int] = 2
     kl_in_loss = True
 
-    def __init__(self, kl_estimator: str = "k2", **kwargs: Any) -> None:
+    def __init__(self, kl_estimator: KLEstimator = "k2", **kwargs: Any) -> None:
         super().__init__(kl_estimator=kl_estimator, **kwargs)
 
     def baselined(self, rewards: Tensor, group_size: int) -> Tensor:

@@ -15,9 +15,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rlsgd.algorithms.rl import RLModule
+from rlsgd.core.flags import flags
 from rlsgd.core.types import Rollouts
 from rlsgd.functional.advantages import leave_one_out
-from rlsgd.functional.losses import clipped_ratio_loss, sequence_ratio, validate_clip
+from rlsgd.functional.aggregation import Aggregation
+from rlsgd.functional.kl import KLEstimator
+from rlsgd.functional.losses import Clip, sequence_ratio
 
 
 class RLOO(RLModule):
@@ -29,9 +32,10 @@ class RLOO(RLModule):
 
     Args:
         clip_low: the ratio is clipped below at 1 - clip_low.
-        clip_high: and above at 1 + clip_high.
+        clip_high: the ratio is clipped above at 1 + clip_high.
         aggregation: how per-token losses become one number; see RLModule.
-        kl_estimator: of the KL in the reward: `k1`, whose score-function gradient is the KL's.
+        kl_estimator: estimator of the KL in the reward: `k1`, whose score-function gradient is the
+            KL's.
     """
 
     smallest_group: ClassVar[int] = 2
@@ -42,30 +46,16 @@ class RLOO(RLModule):
         self,
         clip_low: float = 0.2,
         clip_high: float = 0.2,
-        aggregation: str = "seq-mean-token-mean",
-        kl_estimator: str = "k1",
+        aggregation: Aggregation = "seq-mean-token-mean",
+        kl_estimator: KLEstimator = "k1",
         **kwargs: Any,
     ) -> None:
         super().__init__(aggregation=aggregation, kl_estimator=kl_estimator, **kwargs)
-        validate_clip(clip_low, clip_high)
-        self.clip_low = clip_low
-        self.clip_high = clip_high
+        with flags("--model."):
+            self.clip = Clip(clip_low, clip_high)
 
     def advantages(self, rollouts: Rollouts, group_size: int) -> Tensor:
-        assert rollouts.rewards is not None
         return leave_one_out(rollouts.rewards - self.reward_kl(rollouts).sum(-1), group_size)
 
     def ratio(self, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
         return sequence_ratio(logprobs, old_logprobs, mask, length_normalized=False)
-
-    def per_token_loss(self, logprobs: Tensor, old_logprobs: Tensor, batch: Rollouts) -> Tensor:
-        assert batch.advantages is not None
-        ratio = self.ratio(logprobs, old_logprobs, batch.completion_mask)
-        self.log_clip_fractions(ratio, batch, self.clip_low, self.clip_high)
-        return clipped_ratio_loss(
-            ratio,
-            batch.advantages,
-            batch.completion_mask,
-            clip_low=self.clip_low,
-            clip_high=self.clip_high,
-        )

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from rlsgd.core.distributed import gathered
-from rlsgd.core.types import Rollouts
+from rlsgd.core.flags import flags
+from rlsgd.core.types import Experience
 from rlsgd.functional.corrections import (
+    Correction,
     correction_weights,
     mismatch_metrics,
     require_agreement,
+    validate_bounds,
     validate_correction,
 )
 from rlsgd.functional.entropy import top_entropy_threshold, validate_top_entropy
+from rlsgd.rollout.sampler import Sampler
 
 
 class TokenWeights:
@@ -36,25 +38,29 @@ class TokenWeights:
         self,
         *,
         top_entropy_fraction: float,
-        correction: str | None,
+        correction: Correction | None,
         correction_low: float,
         correction_high: float,
-        sampler: Any,
+        sampler: Sampler,
         sequence_level: bool,
     ) -> None:
-        validate_top_entropy(top_entropy_fraction)
+        with flags("--model."):
+            validate_top_entropy(top_entropy_fraction)
+            if correction is not None:
+                validate_correction(correction)
         if top_entropy_fraction < 1 and sequence_level:
             raise ValueError(
                 "--model.top_entropy_fraction needs a ratio for each token; this algorithm has one "
                 "for each completion. Leave it at 1"
             )
         if correction is not None:
-            validate_correction(correction, correction_low, correction_high)
+            with flags("--model.correction_"):
+                validate_bounds(correction_low, correction_high)
             if getattr(sampler, "report_logprobs", None) is False:
                 raise ValueError(_missing_logprobs(correction))
         self.sampler = sampler
         self.top_entropy_fraction = top_entropy_fraction
-        self.correction = correction
+        self.correction: Correction | None = correction
         self.correction_low = correction_low
         self.correction_high = correction_high
 
@@ -63,25 +69,24 @@ class TokenWeights:
         """Whether `apply` needs the entropy of the policy that sampled."""
         return self.top_entropy_fraction < 1
 
-    def apply(self, rollouts: Rollouts, entropy: Tensor | None) -> None:
+    def apply(self, rollouts: Experience, entropy: Tensor | None) -> None:
         """Weight the advantages, narrow the completion mask, and add metrics.
 
         Args:
-            rollouts: with advantages, and with old_logprobs if there are sampler_logprobs.
+            rollouts: with old_logprobs if there are sampler_logprobs.
             entropy: [B, T] of the policy that sampled, if `need_entropy`.
         """
         if rollouts.sampler_logprobs is not None:
-            self._measure_mismatch(rollouts)
+            assert rollouts.old_logprobs is not None, "the module needs them for this"
+            mask = rollouts.completion_mask
+            log_ratio = rollouts.old_logprobs[mask] - rollouts.sampler_logprobs[mask]
+            rollouts.metrics |= self._mismatch(log_ratio)
         if self.correction is not None:
             self._correct(rollouts, self.correction)
-        if self.need_entropy:
-            assert entropy is not None
+        if entropy is not None and self.need_entropy:
             self._keep_top_entropy(rollouts, entropy)
 
-    def _measure_mismatch(self, rollouts: Rollouts) -> None:
-        assert rollouts.old_logprobs is not None and rollouts.sampler_logprobs is not None
-        mask = rollouts.completion_mask
-        log_ratio = rollouts.old_logprobs[mask] - rollouts.sampler_logprobs[mask]
+    def _mismatch(self, log_ratio: Tensor) -> dict[str, float]:
         if not torch.isfinite(log_ratio).all():
             raise ValueError(
                 "--model.sampler reported log-probabilities that are not finite for tokens that it "
@@ -90,11 +95,11 @@ class TokenWeights:
         log_ratio = torch.cat(gathered([log_ratio.cpu()]))
         # read at every rollout: it depends on the dtype that the trainer turned out to compute in
         if (tolerance := getattr(self.sampler, "logprob_tolerance", None)) is not None:
-            require_agreement(log_ratio, tolerance)
-        metrics = mismatch_metrics(log_ratio)
-        rollouts.metrics.update({name: float(value) for name, value in metrics.items()})
+            with flags("--model.sampler.init_args.logprob_"):
+                require_agreement(log_ratio, tolerance)
+        return {name: float(value) for name, value in mismatch_metrics(log_ratio).items()}
 
-    def _correct(self, rollouts: Rollouts, correction: str) -> None:
+    def _correct(self, rollouts: Experience, correction: Correction) -> None:
         if rollouts.sampler_logprobs is None or rollouts.old_logprobs is None:
             raise ValueError(_missing_logprobs(correction))
         mask = rollouts.completion_mask
@@ -112,7 +117,7 @@ class TokenWeights:
         rejected = torch.stack(gathered([rejected])).sum(0)
         rollouts.metrics["sampling/rejected_fraction"] = float(rejected[0] / rejected[1])
 
-    def _keep_top_entropy(self, rollouts: Rollouts, entropy: Tensor) -> None:
+    def _keep_top_entropy(self, rollouts: Experience, entropy: Tensor) -> None:
         values = torch.cat(gathered([entropy[rollouts.completion_mask].cpu()]))
         if not len(values):  # a mask has rejected everything
             return
@@ -122,8 +127,7 @@ class TokenWeights:
         rollouts.metrics["entropy_threshold"] = float(threshold)
 
 
-def _per_token_advantages(rollouts: Rollouts) -> Tensor:
-    assert rollouts.advantages is not None
+def _per_token_advantages(rollouts: Experience) -> Tensor:
     advantages = rollouts.advantages
     return advantages[:, None] if advantages.ndim == 1 else advantages
 

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rlsgd.callbacks.base import EveryNEpochs, append_jsonl, run_folder
 from rlsgd.core.distributed import gathered
 from rlsgd.core.problems import NothingScored
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import Rollouts, SupervisedBatch
 
 MARKUP = {ord(character): f"&#{ord(character)};" for character in "\\`*_{}[]()#+-.!|~\"'"}
 # TensorBoard drops some control characters in silence, and small models love them.
@@ -98,27 +98,30 @@ class CompletionLog(EveryNEpochs):
         return html.escape(plain, quote=False).translate(MARKUP).replace("\n", "<br>")
 
 
-def completion_records(rollouts: Rollouts) -> list[dict[str, Any]]:
-    """One plain record for each completion; the reward is None where none was computed.
+def completion_records(batch: Rollouts | SupervisedBatch) -> list[dict[str, Any]]:
+    """One plain record for each completion; a text on record has no reward and is not cut off.
 
     Where the verifier gave no score, `failure` has the reason.
     """
-    rewards = [None] * len(rollouts) if rollouts.rewards is None else rollouts.rewards.tolist()
+    rewards, truncated, failures = [None] * len(batch), [False] * len(batch), []
+    if isinstance(batch, Rollouts):
+        rewards, truncated = batch.rewards.tolist(), batch.truncated.tolist()
+        failures = batch.failures
     return [
         {
             "prompt": prompt.text,
             "completion": completion,
             "answer": prompt.problem.answer,
             "reward": reward,
-            "truncated": bool(truncated),
+            "truncated": cut_off,
             **({"failure": failure} if failure else {}),
         }
-        for prompt, completion, reward, truncated, failure in zip(
-            rollouts.prompts,
-            rollouts.completions,
+        for prompt, completion, reward, cut_off, failure in zip(
+            batch.prompts,
+            batch.completions,
             rewards,
-            rollouts.truncated,
-            rollouts.failures or [None] * len(rollouts),
+            truncated,
+            failures or [None] * len(batch),
             strict=True,
         )
     ]

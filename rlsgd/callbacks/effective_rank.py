@@ -122,10 +122,7 @@ class EffectiveRank(UpdateCallback):
         )
         broken = next((name for name, rank in ranks.items() if rank is None), None)
         if broken is not None:
-            raise DivergedError(
-                f"{broken} is no longer finite after optimizer step {pl_module.global_step}. "
-                "Lower --model.optimizer.init_args.lr or set --trainer.gradient_clip_val"
-            )
+            raise DivergedError.of_weight(broken, pl_module.global_step)
         return {name: rank for name, rank in ranks.items() if rank is not None}
 
     def rank_of(self, update: Tensor) -> dict[str, float] | None:

@@ -36,12 +36,13 @@ class EvaluationReport(Callback):
 
     def report(self, trainer: Trainer, pl_module: Any, split: str) -> None:
         """Write the file and print the table, on the first rank."""
-        if not pl_module.evaluates_fully:
+        evaluator = pl_module.evaluator
+        if not evaluator.is_full(pl_module):
             return
         record = evaluation_record(trainer, pl_module, split)
         if self.per_problem:
             record["per_problem"] = {
-                name: values.reshape(-1).tolist() for name, values in pl_module.eval_values.items()
+                name: values.reshape(-1).tolist() for name, values in evaluator.values.items()
             }
         folder = run_folder(trainer)
         if trainer.is_global_zero:
@@ -57,18 +58,18 @@ class EvaluationReport(Callback):
 def evaluation_record(trainer: Trainer, module: Any, split: str) -> dict[str, Any]:
     """Everything that a reader needs to believe the numbers, and the numbers."""
     data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-    metrics = {name: estimate._asdict() for name, estimate in module.eval_estimates.items()}
+    metrics = {name: estimate._asdict() for name, estimate in module.evaluator.estimates.items()}
     for name in WITHOUT_INTERVAL:
         metrics[name] = {"value": float(trainer.callback_metrics[f"{STAGES[split]}/{name}"])}
     return {
         "policy": module.policy_path,
         "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
         "split": split,
-        "problems": module.eval_values["accuracy"].numel(),
+        "problems": module.evaluator.values["accuracy"].numel(),
         "task": settings_of(data.task),
         "reward": settings_of(data.scorer.reward),
-        "eval_samples": module.eval_samples,
-        "eval_temperature": module.eval_temperature,
+        "eval_samples": module.evaluator.num_samples,
+        "eval_temperature": module.evaluator.temperature,
         "max_completion_tokens": module.max_completion_tokens,
         "seed": module.seed,
         "val_batch_size": data.val_batch_size,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rlsgd.core.distributed import global_sum, whole
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import TokenBatch
 
 
 class HeadGradient:
@@ -38,7 +38,7 @@ class HeadGradient:
 
     def count(self, batch: Any) -> None:
         """Count the tokens that this batch trains."""
-        if self.head is None or not isinstance(batch, Rollouts):
+        if self.head is None or not isinstance(batch, TokenBatch):
             return
         trained = batch.input_ids[batch.completion_mask]
         counts = torch.bincount(trained, minlength=len(self.head))

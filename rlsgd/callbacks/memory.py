@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rlsgd.callbacks.base import EveryNEpochs, log_metrics
 from rlsgd.core.distributed import local_shard
+from rlsgd.optimizers.protocol import CountsStates
 
 # float32 numbers that an optimizer keeps for each weight (arXiv:2602.07729, section on memory);
 # an optimizer that is not torch's may say so itself, by a method `states_per_weight`
@@ -108,7 +109,7 @@ def closed_form_bytes(optimizer: torch.optim.Optimizer) -> int | None:
         sizes = [closed_form_bytes(part) for part in parts]
         return None if None in sizes else sum(size for size in sizes if size is not None)
     known = STATES_PER_WEIGHT.get(type(optimizer))
-    states: Any = getattr(optimizer, "states_per_weight", known)
+    states = optimizer.states_per_weight if isinstance(optimizer, CountsStates) else known
     if states is None:
         return None
     return sum(

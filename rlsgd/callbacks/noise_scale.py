@@ -14,6 +14,7 @@ from rlsgd.core.layer_kinds import kind_of
 from rlsgd.functional.dynamics import Alignment, alignment
 from rlsgd.functional.noise_scale import GradientNoise, gradient_noise, predicted_memory
 from rlsgd.functional.updates import squared_norm
+from rlsgd.optimizers.protocol import StepsInBackward
 
 
 class NoiseScale(ModelCallback):
@@ -74,7 +75,7 @@ class NoiseScale(ModelCallback):
             raise ValueError(f"{name}: measures on one process; set --trainer.devices 1")
         if trainer.precision == "16-mixed":
             raise ValueError(f"{name}: not under loss scaling; use --trainer.precision bf16-mixed")
-        if any(hasattr(optimizer, "gradient_norm") for optimizer in trainer.optimizers):
+        if any(isinstance(optimizer, StepsInBackward) for optimizer in trainer.optimizers):
             raise ValueError(
                 f"{name}: the optimizer applies gradients during the backward pass and leaves none "
                 "to measure; use torch.optim.SGD, whose steps are the same"

@@ -31,6 +31,7 @@ from rlsgd.core.distributed import global_norm, whole
 from rlsgd.core.types import DivergedError
 from rlsgd.functional.dynamics import SpikeCounter, alignment, by_frequency
 from rlsgd.functional.updates import squared_norm
+from rlsgd.optimizers.protocol import StepsInBackward
 
 
 class OptimizerDynamics(ModelCallback):
@@ -124,7 +125,7 @@ class OptimizerDynamics(ModelCallback):
     # ---- what is looked at, and when
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if any(hasattr(optimizer, "gradient_norm") for optimizer in trainer.optimizers):
+        if any(isinstance(optimizer, StepsInBackward) for optimizer in trainer.optimizers):
             raise ValueError(
                 "--trainer.callbacks OptimizerDynamics: the optimizer applies gradients during the "
                 "backward pass and leaves none to measure; use torch.optim.SGD, whose steps are "
@@ -275,10 +276,7 @@ class OptimizerDynamics(ModelCallback):
         assert parameter.grad is not None
         weight, gradient = whole(parameter), whole(parameter.grad)
         if not (weight.isfinite().all() and gradient.isfinite().all()):
-            raise DivergedError(
-                f"{name} is no longer finite after optimizer step {self.step}. Lower "
-                "--model.optimizer.init_args.lr or set --trainer.gradient_clip_val"
-            )
+            raise DivergedError.of_weight(name, self.step)
         history = {}
         if momentum_before is not None:
             history["history"] = alignment(momentum_before.to(gradient.device), gradient)

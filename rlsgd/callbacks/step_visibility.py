@@ -129,10 +129,7 @@ class StepVisibility(UpdateCallback):
         kinds: dict[str, Visibility] = {}
         for name, weight, earlier in self.tensors(pl_module, before):
             if not weight.isfinite().all():
-                raise DivergedError(
-                    f"{name} is no longer finite after optimizer step {self.step}. Lower "
-                    "--model.optimizer.init_args.lr or set --trainer.gradient_clip_val"
-                )
+                raise DivergedError.of_weight(name, self.step)
             kind = kind_of(name)
             kinds[kind] = kinds.get(kind, Visibility()) + visibility(weight, earlier)
         return kinds

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 
 from rlsgd.algorithms import PolicyModule
 from rlsgd.core.command import one_line
+from rlsgd.optimizers.protocol import ChecksTrainer
 
 SHAPES = ((2, 2), (2, 2), (2,))  # some optimizers take matrices alone
 
@@ -25,8 +26,8 @@ def check_optimizers(trainer: Trainer, model: PolicyModule) -> None:
         if factory is None:
             continue
         for part in getattr(factory, "args", ()):  # LightningCLI's is a partial of the class
-            if check := getattr(part, "check_trainer", None):
-                check(trainer)
+            if isinstance(part, ChecksTrainer):
+                part.check_trainer(trainer)
         weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in SHAPES]
         weights[1].rlsgd_roles = frozenset({"head"})  # pyright: ignore[reportAttributeAccessIssue]
         optimizer = _tried(f"--model.{name}", factory, weights)

@@ -240,7 +240,8 @@ class TrainingCLI(LightningCLI):
     def validate(self, **arguments: Any) -> None:
         """`rlsgd validate`: in full, unlike the validations of a fit."""
         check_data(self.model, self.datamodule)
-        self.model.validates_fully = True
+        if isinstance(self.model, VerifiableModule):
+            self.model.evaluator.validates_fully = True
         self.evaluate("validate", arguments, verbose=not self.add_report())
 
     def test(self, **arguments: Any) -> None:

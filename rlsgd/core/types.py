@@ -1,4 +1,13 @@
-"""Plain data that travels between the rooms of rlsgd.
+"""Plain data that travels between the rooms of rlsgd, split by what exists when.
+
+| class | exists | adds |
+|---|---|---|
+| `TokenBatch` | always | what a model can score: ids and masks |
+| `SupervisedBatch` | for SFT and pre-training | the denominator of its loss |
+| `Sampled` | after sampling | what was cut off, the sampler's log-probabilities |
+| `Rollouts` | after scoring | texts, rewards, metrics; log-probabilities of the trainer |
+| `Experience` | before the updates | advantages |
+| `Microbatch` | in an update | the denominators of its minibatch |
 
 Shape legend, used in every signature: B = completions in the batch (prompts x group size),
 T = tokens of prompt and completion together, K = columns scored, V = vocabulary. Column t of a
@@ -9,7 +18,7 @@ is 0.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -18,38 +27,28 @@ from rlsgd.core.problems import Prompt
 
 
 @dataclass
-class Rollouts:
-    """Completions of the current policy with everything a loss needs. Rows are completions.
+class TokenBatch:
+    """Rows of tokens, some of which are scored.
 
-    Prompts are padded on the left and completions on the right, so every completion starts in the
-    same column; nothing downstream relies on that, only on the masks.
+    Sampled rows have prompts padded on the left and completions on the right, so every completion
+    starts in the same column; nothing downstream relies on that, only on the masks.
     """
 
     input_ids: Tensor  # [B, T] long
     attention_mask: Tensor  # [B, T] bool, False on padding
-    completion_mask: Tensor  # [B, T] bool, True where a sampled token counts in the loss
-    truncated: Tensor  # [B] bool, True where the token budget ended before the model did
-    sampler_logprobs: Tensor | None = None  # [B, T] by the sampler, where it reports them
-    old_logprobs: Tensor | None = None  # [B, T] by the trainer's policy at rollout time
-    ref_logprobs: Tensor | None = None  # [B, T] by the reference
-    rewards: Tensor | None = None  # [B]
-    advantages: Tensor | None = None  # [B] or [B, T]
-    entropy: Tensor | None = None  # [B, T] of the policy's next-token distribution, now
-    denominator: Tensor | None = None  # [] what the minibatch's summed loss is divided by, global
-    values: Tensor | None = None  # [B, T] by the critic at rollout time
-    returns: Tensor | None = None  # [B, T] what the critic should have said
-    num_tokens: Tensor | None = None  # [] completion tokens of the minibatch, global
+    completion_mask: Tensor  # [B, T] bool, True where a token counts in the loss
     # [B, T] where rows hold several documents, each of which sees itself alone: 0 where one begins
-    position_ids: Tensor | None = None
-    prompts: list[Prompt] = field(default_factory=list)  # B, one for each row
-    completions: list[str] = field(default_factory=list)  # B decoded texts
-    failures: list[str | None] = field(default_factory=list)  # B reasons why there was no score
-    metrics: dict[str, float] = field(default_factory=dict)  # of the whole rollout, for logging
+    position_ids: Tensor | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def to(self, device: torch.device | str) -> Rollouts:
+    @classmethod
+    def extending(cls, batch: TokenBatch, **more: Any) -> Self:
+        """The fields of a batch of one of the base classes, and the ones that this class adds."""
+        return cls(**{f.name: getattr(batch, f.name) for f in fields(batch)}, **more)
+
+    def to(self, device: torch.device | str) -> Self:
         """Move every tensor; Lightning calls this on each batch."""
         moved = {
             f.name: value.to(device)
@@ -58,8 +57,8 @@ class Rollouts:
         }
         return replace(self, **moved)
 
-    def select(self, rows: Tensor) -> Rollouts:
-        """The given rows [N] as a new batch; `denominator` and `metrics` are carried over."""
+    def select(self, rows: Tensor) -> Self:
+        """The given rows [N] as a new batch; denominators and `metrics` are carried over."""
         assert rows.dtype == torch.long, "rows are indices, not a mask: the lists need them too"
         picked: dict[str, Any] = {}
         for f in fields(self):
@@ -70,7 +69,7 @@ class Rollouts:
                 picked[f.name] = [value[i] for i in rows.tolist()]
         return replace(self, **picked)
 
-    def trim(self) -> Rollouts:
+    def trim(self) -> Self:
         """The same rows without the columns that are padding in all of them."""
         used = self.attention_mask.any(0).nonzero().squeeze(1)
         columns = slice(int(used[0]), int(used[-1]) + 1)
@@ -82,7 +81,75 @@ class Rollouts:
         return replace(self, **trimmed)
 
 
+@dataclass(kw_only=True)
+class SupervisedBatch(TokenBatch):
+    """Texts on record, whose tokens are to become more probable."""
+
+    denominator: Tensor  # [] scored tokens of the optimizer step: all its batches, all ranks
+    prompts: list[Prompt] = field(default_factory=list)  # B, where a row is one prompt and answer
+    completions: list[str] = field(default_factory=list)  # B, likewise
+
+
+@dataclass
+class Sampled(TokenBatch):
+    """What a sampler returns. Rows are completions; those of a prompt are adjacent."""
+
+    truncated: Tensor  # [B] bool, True where the token budget ended before the model did
+    # [B, T] by the sampler, where it reports them
+    sampler_logprobs: Tensor | None = field(default=None, kw_only=True)
+    metrics: dict[str, float] = field(default_factory=dict, kw_only=True)  # of the whole rollout
+
+
+@dataclass
+class Rollouts(Sampled):
+    """Completions of the current policy with their rewards."""
+
+    rewards: Tensor = field(kw_only=True)  # [B]
+    prompts: list[Prompt] = field(default_factory=list, kw_only=True)  # B, one for each row
+    completions: list[str] = field(default_factory=list, kw_only=True)  # B decoded texts
+    # B reasons why there was no score
+    failures: list[str | None] = field(default_factory=list, kw_only=True)
+    # What not every algorithm computes, by the policy at rollout time, the reference, the critic:
+    old_logprobs: Tensor | None = field(default=None, kw_only=True)  # [B, T]
+    ref_logprobs: Tensor | None = field(default=None, kw_only=True)  # [B, T]
+    values: Tensor | None = field(default=None, kw_only=True)  # [B, T]
+    returns: Tensor | None = field(default=None, kw_only=True)  # [B, T] what it should have said
+
+
+@dataclass
+class Experience(Rollouts):
+    """Rollouts that a policy can learn from."""
+
+    advantages: Tensor = field(kw_only=True)  # [B] or [B, T]
+
+
+@dataclass
+class Microbatch(Experience):
+    """What one forward and backward pass sees of an experience."""
+
+    denominator: Tensor = field(kw_only=True)  # [] of the minibatch's summed loss, over all ranks
+    num_tokens: Tensor = field(kw_only=True)  # [] completion tokens of the minibatch, likewise
+    # [B, T] of the policy's next-token distribution now, once `policy_logprobs` has seen it
+    entropy: Tensor | None = field(default=None, kw_only=True)
+
+
 class DivergedError(RuntimeError):
-    """Weights, gradients or loss stopped being finite. The command line exits with `EXIT_CODE`."""
+    """Weights, gradients or loss stopped being finite. The command line exits with `EXIT_CODE`.
+
+    Args:
+        what: is not finite, and since when: a sentence without its full stop.
+        optimizer: argument of the module whose learning rate is to be lowered.
+        clip: flag of the clipping that would help.
+    """
 
     EXIT_CODE = 3
+
+    def __init__(
+        self, what: str, *, optimizer: str = "optimizer", clip: str = "--trainer.gradient_clip_val"
+    ) -> None:
+        super().__init__(f"{what}. Lower --model.{optimizer}.init_args.lr or set {clip}")
+
+    @classmethod
+    def of_weight(cls, name: str, step: int) -> Self:
+        """For a weight or its gradient, after that optimizer step."""
+        return cls(f"{name} is no longer finite after optimizer step {step}")

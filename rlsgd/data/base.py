@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import SupervisedBatch
 from rlsgd.models.loading import load_tokenizer
 
 Item = TypeVar("Item")
@@ -78,7 +78,7 @@ class SupervisedData(Protocol):
 
     def batches(
         self, epoch: int, *, rank: int, world_size: int, accumulate: int
-    ) -> Iterator[Rollouts]: ...
+    ) -> Iterator[SupervisedBatch]: ...
 
 
 class SupervisedLoader:
@@ -93,7 +93,7 @@ class SupervisedLoader:
     def __len__(self) -> int:
         return self.data.batches_per_epoch
 
-    def __iter__(self) -> Iterator[Rollouts]:
+    def __iter__(self) -> Iterator[SupervisedBatch]:
         data = self.data
         return data.batches(
             data.trainer.current_epoch,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import SupervisedBatch
 
 
 class Document(NamedTuple):
@@ -47,13 +47,16 @@ def restarting_positions(starts: Tensor) -> Tensor:
     return columns - torch.where(starts, columns, 0).cummax(1).values
 
 
-def batch_of_rows(rows: list[list[Document]], *, pad_token_id: int, packed: bool) -> Rollouts:
+def batch_of_rows(
+    rows: list[list[Document]], *, pad_token_id: int, packed: bool, denominator: Tensor
+) -> SupervisedBatch:
     """Rows of documents with padding on the right.
 
     Args:
         rows: the documents of each row, in order; one only where `packed` is False.
         pad_token_id: fills the rows up; in packed rows the padding is a document by itself.
         packed: whether the batch has position ids that keep documents apart.
+        denominator: [] scored tokens of the optimizer step that the batch is a part of.
     """
     lengths = [sum(len(document.token_ids) for document in row) for row in rows]
     shape = (len(rows), max(lengths))
@@ -71,10 +74,10 @@ def batch_of_rows(rows: list[list[Document]], *, pad_token_id: int, packed: bool
             starts[number, start] = True
         attention_mask[number, :end] = True
         starts[number, end : end + 1] = True
-    return Rollouts(
+    return SupervisedBatch(
         input_ids=input_ids,
         attention_mask=attention_mask,
         completion_mask=completion_mask,
-        truncated=torch.zeros(len(rows), dtype=torch.bool),
+        denominator=denominator,
         position_ids=restarting_positions(starts) if packed else None,
     )

@@ -233,7 +233,7 @@ class PromptDataModule(TokenizedDataModule):
 
     def train_dataloader(self) -> ExperienceLoader:
         assert self.trainer is not None
-        return ExperienceLoader(self, self.trainer)
+        return ExperienceLoader(self, self.trainer)  # pyright: ignore  # cached properties
 
     def val_dataloader(self) -> DataLoader | list:
         return self._evaluation_loader("validation")

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rlsgd.core.problems import Problem
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import SupervisedBatch
 from rlsgd.data.base import SupervisedLoader, check_accumulation
 from rlsgd.data.packing import Document, batch_of_rows, first_fit
 from rlsgd.data.prompts import PromptDataModule
@@ -67,7 +68,7 @@ class SolutionDataModule(PromptDataModule):
 
     def batches(
         self, epoch: int, *, rank: int = 0, world_size: int = 1, accumulate: int = 1
-    ) -> Iterator[Rollouts]:
+    ) -> Iterator[SupervisedBatch]:
         """This rank's contiguous share of every batch of the epoch, a function of (seed, epoch).
 
         The denominator of `accumulate` batches is the number of their answers' tokens on all ranks.
@@ -81,8 +82,8 @@ class SolutionDataModule(PromptDataModule):
             denominator = torch.tensor(sum(map(len, answers)))
             for start in range(rank * share, step, self.batch_size):
                 part = slice(start, start + share)
-                batch = self._collate(problems[first : first + step][part], answers[part])
-                yield replace(batch, denominator=denominator, num_tokens=denominator)
+                of_step = problems[first : first + step]
+                yield self._collate(of_step[part], answers[part], denominator)
 
     def train_dataloader(self) -> SupervisedLoader:  # pyright: ignore[reportIncompatibleMethodOverride]
         return SupervisedLoader(self)
@@ -92,22 +93,25 @@ class SolutionDataModule(PromptDataModule):
         for _ in self.batches(0, **size):
             pass
 
-    def _collate(self, problems: list[Problem], answers: list[list[int]]) -> Rollouts:
+    def _collate(
+        self, problems: list[Problem], answers: list[list[int]], denominator: Tensor
+    ) -> SupervisedBatch:
         prompts = self._render(problems)
         documents = [
             Document(prompt.token_ids + answer, len(answer))
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
         pad = self.tokenizer.pad_token_id
-        pad_token_id = self._eos if pad is None else int(pad)  # pyright: ignore[reportArgumentType]
+        pad_token_id: Any = self._eos if pad is None else pad
+        settings = {"pad_token_id": int(pad_token_id), "denominator": denominator}
         if self.packing:
             lengths = [len(document.token_ids) for document in documents]
             places = first_fit(lengths, self.packed_row_tokens)
             rows = [[documents[i] for i in row] for row in places]
-            return batch_of_rows(rows, pad_token_id=pad_token_id, packed=True)
+            return batch_of_rows(rows, packed=True, **settings)
         rows = [[document] for document in documents]
         return replace(
-            batch_of_rows(rows, pad_token_id=pad_token_id, packed=False),
+            batch_of_rows(rows, packed=False, **settings),
             prompts=prompts,
             completions=[self.answer_prefix + solution_of(problem) for problem in problems],
         )

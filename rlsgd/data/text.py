@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from rlsgd.core.distributed import derived_seed
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import SupervisedBatch
 from rlsgd.data.base import (
     SupervisedLoader,
     TokenizedDataModule,
@@ -170,7 +170,7 @@ class TextDataModule(TokenizedDataModule):
         """Blocks that the stream fills."""
         return (len(stream.token_ids) - 1) // (self.sequence_length - 1)
 
-    def blocks(self, stream: TokenStream, numbers: list[int]) -> Rollouts:
+    def blocks(self, stream: TokenStream, numbers: list[int]) -> SupervisedBatch:
         """The blocks of the given numbers as a batch; its denominator is the tokens they predict.
 
         Block n is tokens n (L - 1) to n (L - 1) + L - 1 of the stream, L being `sequence_length`.
@@ -182,19 +182,17 @@ class TextDataModule(TokenizedDataModule):
         isolated = self.document_attention == "isolated"
         predicted = ~starts if isolated else torch.ones_like(starts)
         predicted[:, 0] = False
-        return Rollouts(
+        return SupervisedBatch(
             input_ids=stream.token_ids[places].long(),
             attention_mask=torch.ones_like(starts),
             completion_mask=predicted,
-            truncated=torch.zeros(len(numbers), dtype=torch.bool),
             denominator=predicted.sum(),
-            num_tokens=predicted.sum(),
             position_ids=restarting_positions(starts) if isolated else None,
         )
 
     def batches(
         self, epoch: int, *, rank: int = 0, world_size: int = 1, accumulate: int = 1
-    ) -> Iterator[Rollouts]:
+    ) -> Iterator[SupervisedBatch]:
         """This rank's contiguous share of every batch of the epoch, a function of (seed, epoch).
 
         The denominator of `accumulate` batches is the tokens that they predict on all ranks.

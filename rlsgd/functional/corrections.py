@@ -16,25 +16,32 @@ training", high 2); the token mask is IcePop (Ling Team 2025, low 0.5 and high 5
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
 from rlsgd.functional.logprobs import policy_ratio
 from rlsgd.functional.losses import sequence_ratio
 
-CORRECTIONS = ("token-truncate", "token-mask", "sequence-truncate", "sequence-mask")
+Correction = Literal["token-truncate", "token-mask", "sequence-truncate", "sequence-mask"]
+CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
 
 
-def validate_correction(correction: str, low: float, high: float) -> None:
-    """Raise ValueError for an unknown correction or bounds that do not enclose 1."""
+def validate_correction(correction: Correction) -> None:
+    """Raise ValueError for a name that is not in `CORRECTIONS`."""
     if correction not in CORRECTIONS:
         raise ValueError(
-            f"--model.correction {correction!r} is unknown; choose one of {', '.join(CORRECTIONS)}"
+            f"correction {correction!r} is unknown; choose one of {', '.join(CORRECTIONS)}"
         )
+
+
+def validate_bounds(low: float, high: float) -> None:
+    """Raise ValueError for bounds that do not enclose 1."""
     if not 0 <= low <= 1 <= high:
         raise ValueError(
-            "--model.correction_low and --model.correction_high must enclose 1, the ratio of a "
-            f"sampler that agrees, with low not negative (got {low} and {high})"
+            f"low {low} must be 0 to 1, and high {high} at least 1: they enclose 1, the ratio of a "
+            "sampler that agrees"
         )
 
 
@@ -43,7 +50,7 @@ def correction_weights(
     sampler_logprobs: Tensor,
     mask: Tensor,
     *,
-    correction: str,
+    correction: Correction,
     low: float,
     high: float,
 ) -> tuple[Tensor, Tensor]:
@@ -61,7 +68,8 @@ def correction_weights(
         weights [B, T], 1 where masked; and kept [B, T] bool, a part of `mask`. Rejected tokens
         belong neither in the loss nor in its denominator.
     """
-    validate_correction(correction, low, high)
+    validate_correction(correction)
+    validate_bounds(low, high)
     level, action = correction.split("-")
     if level == "token":
         ratio = policy_ratio(old_logprobs, sampler_logprobs, mask)
@@ -110,8 +118,7 @@ def require_agreement(log_ratio: Tensor, tolerance: float) -> None:
     difference = float(log_ratio.abs().mean()) if len(log_ratio) else 0.0
     if difference > tolerance:
         raise ValueError(
-            f"--model.sampler.init_args.logprob_tolerance {tolerance}: sampler and trainer differ "
-            f"by {difference:.3g} nats a token on average, so the sampler seems to serve other "
-            "weights than the trainer's. If it only computes in a coarser dtype, raise the "
-            "tolerance and consider --model.correction"
+            f"tolerance {tolerance}: sampler and trainer differ by {difference:.3g} nats "
+            "a token on average, so the sampler seems to serve other weights than the trainer's. "
+            "If it only computes in a coarser dtype, raise the tolerance and consider a correction"
         )

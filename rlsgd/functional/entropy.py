@@ -12,8 +12,7 @@ def validate_top_entropy(fraction: float) -> None:
     """Raise ValueError unless the fraction is in (0, 1]."""
     if not 0 < fraction <= 1:
         raise ValueError(
-            f"--model.top_entropy_fraction must be above 0 and at most 1, for all tokens (got "
-            f"{fraction})"
+            f"top_entropy_fraction must be above 0 and at most 1, for all tokens (got {fraction})"
         )
 
 

@@ -18,6 +18,7 @@ k3-corrected: arXiv:2512.02556, eq. 7.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -45,15 +46,15 @@ _ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 _RATIO_WEIGHTED = {"k3-corrected"}
 
-KL_ESTIMATORS = tuple(_ESTIMATORS)
+KLEstimator = Literal["k1", "k2", "k3", "k3-corrected"]
+KL_ESTIMATORS: tuple[KLEstimator, ...] = get_args(KLEstimator)
 
 
-def validate_kl_estimator(estimator: str) -> None:
+def validate_kl_estimator(kl_estimator: KLEstimator) -> None:
     """Raise ValueError for a name that is not in `KL_ESTIMATORS`."""
-    if estimator not in _ESTIMATORS:
+    if kl_estimator not in _ESTIMATORS:
         raise ValueError(
-            f"--model.kl_estimator {estimator!r} is unknown; choose one of "
-            f"{', '.join(KL_ESTIMATORS)}"
+            f"kl_estimator {kl_estimator!r} is unknown; choose one of {', '.join(KL_ESTIMATORS)}"
         )
 
 
@@ -62,7 +63,7 @@ def kl_penalty(
     ref_logprobs: Tensor,
     mask: Tensor,
     *,
-    estimator: str,
+    estimator: KLEstimator,
     old_logprobs: Tensor | None = None,
 ) -> Tensor:
     """Estimate KL(policy || reference) at each sampled token.

@@ -12,7 +12,7 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
     """logits / temperature in float32 or better; the very tensor where that changes nothing."""
     if not temperature > 0:
         raise ValueError(
-            f"--model.temperature must be above 0 to score tokens (got {temperature}); "
+            f"temperature must be above 0 to score tokens (got {temperature}); "
             "a greedy policy has no log-probabilities"
         )
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import TokenBatch
 from rlsgd.models.calling import accepts, call
 from rlsgd.models.probing import probing
 from rlsgd.models.sharding import compute_device, is_sharded
 
-Score = Callable[[PreTrainedModel, Rollouts], Tensor]
+Score = Callable[[PreTrainedModel, TokenBatch], Tensor]
 GRADIENT_WEIGHTS = 1 << 22
 """Gradients are compared for the smallest parameters of the model, up to so many weights."""
 
@@ -60,7 +60,7 @@ class Verdict:
         return f"has gradients that differ by {self.gradient_difference:.2g} of the largest"
 
 
-def plain_scores(model: PreTrainedModel, batch: Rollouts) -> Tensor:
+def plain_scores(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
     """Log-probabilities [S] of the completion tokens: each row alone, its token ids and no more."""
     scores = []
     for ids, attended, scored in zip(
@@ -76,7 +76,7 @@ def plain_scores(model: PreTrainedModel, batch: Rollouts) -> Tensor:
     return torch.cat(scores)
 
 
-def probe_batch(model: PreTrainedModel, threshold: int) -> Rollouts:
+def probe_batch(model: PreTrainedModel, threshold: int) -> TokenBatch:
     """Two completions of one prompt and two of others, of unequal lengths, padded on both sides.
 
     Args:
@@ -99,8 +99,7 @@ def probe_batch(model: PreTrainedModel, threshold: int) -> Rollouts:
         completion_mask[row, long : long + after] = True
     input_ids[1, :long] = input_ids[0, :long]
     input_ids[~attention_mask] = 0
-    truncated = torch.zeros(4, dtype=torch.bool)
-    batch = Rollouts(input_ids, attention_mask, completion_mask, truncated)
+    batch = TokenBatch(input_ids, attention_mask, completion_mask)
     return batch.to(compute_device(model))
 
 
@@ -158,7 +157,7 @@ def _own_kernels(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _scores(
-    model: PreTrainedModel, score: Score, batch: Rollouts, leaves: list[Tensor]
+    model: PreTrainedModel, score: Score, batch: TokenBatch, leaves: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
     with torch.set_grad_enabled(bool(leaves)):
         scores = score(model, batch)

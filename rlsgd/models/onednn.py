@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import TokenBatch
 from rlsgd.models.comparing import plain_scores
 from rlsgd.models.fast_paths import fast_path
 
@@ -50,7 +50,7 @@ def _is_ours(module: nn.Module) -> bool:
 
 
 @fast_path(ONEDNN, train_mode=False)
-def _scores(model: PreTrainedModel, batch: Rollouts) -> Tensor:
+def _scores(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
     return plain_scores(model, batch)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import TokenBatch
 from rlsgd.functional.head_logprobs import head_logprobs
 from rlsgd.functional.logprobs import token_entropy, token_logprobs
 from rlsgd.models.calling import accepts, call
@@ -45,7 +45,7 @@ class Way:
 
 def completion_logprobs(
     model: PreTrainedModel,
-    batch: Rollouts,
+    batch: TokenBatch,
     *,
     temperature: float,
     with_entropy: bool = False,
@@ -84,7 +84,7 @@ def completion_logprobs(
     return spread(values[0]), spread(values[1] if entropy_gradient else values[1].detach())
 
 
-def way_of(model: PreTrainedModel, batch: Rollouts) -> Way:
+def way_of(model: PreTrainedModel, batch: TokenBatch) -> Way:
     """How to score a batch: every part of it proven on this model for rows of this length.
 
     Raises:
@@ -131,7 +131,7 @@ def scoring_layout(model: PreTrainedModel, length: int) -> str:
     return choose(model, LAYOUTS, flag="--model.policy", fix=fix, length=length)
 
 
-def _scored(batch: Rollouts) -> Tensor:
+def _scored(batch: TokenBatch) -> Tensor:
     scored = batch.completion_mask.clone()
     scored[:, 0] = False  # nothing predicts it
     return scored
@@ -139,7 +139,7 @@ def _scored(batch: Rollouts) -> Tensor:
 
 def score_tokens(
     model: PreTrainedModel,
-    batch: Rollouts,
+    batch: TokenBatch,
     way: Way,
     *,
     temperature: float = 1.0,
@@ -179,21 +179,20 @@ def score_tokens(
     return _scores_row_by_row(model, batch, scored, way.own_head, score)
 
 
-def aligned(batch: Rollouts) -> Rollouts:
+def aligned(batch: TokenBatch) -> TokenBatch:
     """The masks and token ids of a batch with every row moved to the left; padding is 0."""
     order = batch.attention_mask.long().argsort(dim=1, descending=True, stable=True)
     mask = batch.attention_mask.gather(1, order)
-    return Rollouts(
+    return TokenBatch(
         input_ids=batch.input_ids.gather(1, order) * mask,
         attention_mask=mask,
         completion_mask=batch.completion_mask.gather(1, order),
-        truncated=batch.truncated,
     )
 
 
 def _scores_row_by_row(
     model: PreTrainedModel,
-    batch: Rollouts,
+    batch: TokenBatch,
     scored: Tensor,
     own_head: bool,
     score: Callable[..., Tensor],
@@ -260,40 +259,39 @@ def _scores(
 
 
 @fast_path(PADDED)
-def _padded(model: PreTrainedModel, batch: Rollouts) -> Tensor:
+def _padded(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
     return score_tokens(model, batch, Way())[0]
 
 
 @fast_path(ALIGNED)
-def _aligned(model: PreTrainedModel, batch: Rollouts) -> Tensor:
+def _aligned(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
     return score_tokens(model, batch, Way(aligned=True))[0]
 
 
 @fast_path(OWN_HEAD)
-def _own_head(model: PreTrainedModel, batch: Rollouts) -> Tensor:
+def _own_head(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
     return score_tokens(model, aligned(batch), Way(own_head=True))[0]
 
 
 @fast_path(SHARED)
-def _shared(model: PreTrainedModel, batch: Rollouts) -> Tensor:
+def _shared(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
     return score_tokens(model, batch, Way(shared=True))[0]
 
 
 @fast_path(RECOMPUTED)
-def _recomputed(model: PreTrainedModel, batch: Rollouts) -> Tensor:
+def _recomputed(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
     return score_tokens(model, aligned(batch), Way())[0]
 
 
 @fast_path(DOCUMENTS)
-def _documents(model: PreTrainedModel, batch: Rollouts) -> Tensor:
+def _documents(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
     rows = aligned(batch)
     real = rows.attention_mask
     positions = (real.long().cumsum(1) - 1)[real]
-    packed = Rollouts(
+    packed = TokenBatch(
         input_ids=rows.input_ids[real][None],
         attention_mask=torch.ones_like(positions, dtype=torch.bool)[None],
         completion_mask=rows.completion_mask[real][None],
-        truncated=batch.truncated[:1],
         position_ids=positions[None],
     )
     return score_tokens(model, packed, Way())[0]

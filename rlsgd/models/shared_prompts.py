@@ -19,7 +19,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import TokenBatch
 from rlsgd.models.calling import class_name
 
 NAME = "shared_prompts"
@@ -138,7 +138,7 @@ class _Take(torch.autograd.Function):
         return grad.new_zeros(ctx.size, *grad.shape[1:]).index_copy_(0, index, grad), None
 
 
-def pack(batch: Rollouts, scored: Tensor) -> dict[str, Any]:
+def pack(batch: TokenBatch, scored: Tensor) -> dict[str, Any]:
     """A model's arguments for one sequence of all prompts and completions of a batch.
 
     A row's prompt is what comes before its first scored token. What comes after the token that

@@ -229,3 +229,18 @@ def _shape_of(value: Any) -> Any:
     if isinstance(value, Tensor):
         return torch.empty(value.shape, dtype=value.dtype, device="meta")
     return value
+
+
+def sharding_of(strategy: object) -> Sharding:
+    """How a strategy with a device mesh shards models.
+
+    Raises:
+        ValueError: it is Lightning's own, whose checkpoints plain SGD cannot resume from.
+    """
+    if not isinstance(strategy, FSDP2Strategy):
+        raise ValueError(
+            f"--trainer.strategy {type(strategy).__name__}: use "
+            "rlsgd.models.strategy.FSDP2Strategy, which is the same with "
+            "checkpoints that plain SGD can resume from; see configs/trainer/fsdp.yaml"
+        )
+    return strategy.sharding()

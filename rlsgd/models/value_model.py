@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import TokenBatch
 from rlsgd.models.sharded_loading import load_sharded_backbone
 from rlsgd.models.sharding import Sharding, shard
 
@@ -34,7 +34,7 @@ class ValueModel(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, policy: PreTrainedModel, batch: Rollouts) -> tuple[Tensor, Tensor]:
+    def forward(self, policy: PreTrainedModel, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """Values of the completion tokens' states, and of the states that the completions end in.
 
         Args:

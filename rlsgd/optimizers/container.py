@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from rlsgd.optimizers.protocol import StepsInBackward
+
 
 class OptimizerContainer(Optimizer):
     """One optimizer to Lightning, to a scheduler and to a checkpoint; several underneath.
@@ -25,7 +27,7 @@ class OptimizerContainer(Optimizer):
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         self.optimizers = list(optimizers)
         for inner in self.optimizers:
-            if hasattr(inner, "measure_norm"):  # it steps inside the closure
+            if isinstance(inner, StepsInBackward):  # it steps inside the closure
                 raise ValueError(
                     f"--model.optimizer {type(inner).__name__}: it steps inside the backward pass, "
                     "so it cannot be one of several optimizers; choose another"

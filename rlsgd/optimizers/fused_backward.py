@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -16,7 +16,9 @@ from torch.optim import Optimizer
 from rlsgd.core.distributed import whole
 from rlsgd.core.types import DivergedError
 
-CLIP_ALGORITHMS = ("norm", "value", "tensor-norm")
+CLIP_FLAG = "--model.optimizer.init_args.gradient_clip_val"
+ClipAlgorithm = Literal["norm", "value", "tensor-norm"]
+CLIP_ALGORITHMS: tuple[ClipAlgorithm, ...] = get_args(ClipAlgorithm)
 
 
 class FusedBackwardSGD(Optimizer):
@@ -51,7 +53,7 @@ class FusedBackwardSGD(Optimizer):
         lr: float = 1e-3,
         weight_decay: float = 0.0,
         gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str = "norm",
+        gradient_clip_algorithm: ClipAlgorithm = "norm",
     ) -> None:
         flag = "--model.optimizer.init_args"
         if lr < 0 or weight_decay < 0:
@@ -157,7 +159,8 @@ class FusedBackwardSGD(Optimizer):
         if not torch.isfinite(norm):
             raise DivergedError(
                 f"the gradient norm is {float(norm)}: weights are left as they were before this "
-                "step. Lower --model.optimizer.init_args.lr"
+                "step",
+                clip=f"a lower {CLIP_FLAG}",
             )
         self.total_norm = norm
 
@@ -205,8 +208,8 @@ class FusedBackwardSGD(Optimizer):
                 raise DivergedError(
                     f"the gradient norm of {self.name_of(parameter)} is {float(norm)}: it is not "
                     f"applied, but {len(self.reached) - 1} tensors that backward reached before it "
-                    "have taken this step. Lower --model.optimizer.init_args.lr or set "
-                    "--model.optimizer.init_args.gradient_clip_val"
+                    "have taken this step",
+                    clip=CLIP_FLAG,
                 )
         if self.clip_val is not None:
             by_value = self.clip_algorithm == "value"

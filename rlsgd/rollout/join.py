@@ -30,10 +30,6 @@ def join_rollouts(parts: list[Rollouts], pad_token_id: int) -> Rollouts:
             rows.append(torch.nn.functional.pad(value, padding, value=filler))
         return torch.cat(rows)
 
-    def under_each_other(name: str) -> Tensor | None:
-        values = [getattr(part, name) for part in parts]
-        return None if any(value is None for value in values) else torch.cat(values)
-
     reported = all(part.sampler_logprobs is not None for part in parts)
     return Rollouts(
         input_ids=stacked("input_ids", pad_token_id),
@@ -41,7 +37,7 @@ def join_rollouts(parts: list[Rollouts], pad_token_id: int) -> Rollouts:
         completion_mask=stacked("completion_mask", False),
         truncated=torch.cat([part.truncated for part in parts]),
         sampler_logprobs=stacked("sampler_logprobs", 0.0) if reported else None,
-        rewards=under_each_other("rewards"),
+        rewards=torch.cat([part.rewards for part in parts]),
         prompts=[prompt for part in parts for prompt in part.prompts],
         completions=[completion for part in parts for completion in part.completions],
         failures=[failure for part in parts for failure in part.failures],

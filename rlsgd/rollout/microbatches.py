@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import TokenBatch
 from rlsgd.models.scoring import completion_logprobs
 
 
@@ -41,7 +41,7 @@ def split_rows(
     return result
 
 
-def computed_tokens(rollouts: Rollouts, group_size: int) -> Tensor:
+def computed_tokens(rollouts: TokenBatch, group_size: int) -> Tensor:
     """Tokens [B] that each row adds; its prompt is added by the first of `group_size` rows."""
     tokens = rollouts.attention_mask.sum(1).cpu()
     sharing = torch.arange(len(tokens)) % group_size != 0
@@ -74,8 +74,8 @@ def _filled(costs: list[int], budget: int, parts: int) -> list[slice]:
 
 
 def by_microbatch(
-    score: Callable[[Rollouts], tuple[Tensor, ...]],
-    rollouts: Rollouts,
+    score: Callable[[TokenBatch], tuple[Tensor, ...]],
+    rollouts: TokenBatch,
     minibatch_rows: list[list[Tensor]],
 ) -> tuple[Tensor, ...]:
     """Score a whole rollout in the very microbatches that an inner epoch updates from.
@@ -106,7 +106,7 @@ def by_microbatch(
 
 def rollout_logprobs(
     model: PreTrainedModel,
-    rollouts: Rollouts,
+    rollouts: TokenBatch,
     minibatch_rows: list[list[Tensor]],
     *,
     temperature: float,
@@ -114,7 +114,7 @@ def rollout_logprobs(
 ) -> tuple[Tensor, Tensor | None]:
     """`completion_logprobs` of a whole rollout: log-probabilities and entropy or None, [B, T]."""
 
-    def score(batch: Rollouts) -> tuple[Tensor, ...]:
+    def score(batch: TokenBatch) -> tuple[Tensor, ...]:
         logprobs, entropy = completion_logprobs(
             model, batch, temperature=temperature, with_entropy=with_entropy
         )

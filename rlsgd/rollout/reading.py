@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import TokenBatch
 from rlsgd.models.calling import accepts, cache_argument, call
 from rlsgd.models.fast_paths import choose, fast_path
 from rlsgd.rollout.kv_cache import GenerationCache, attention_by_groups
@@ -164,17 +164,17 @@ def make_reader(
 
 
 @fast_path(CACHED, train_mode=False, gradients=False)
-def _cached(model: PreTrainedModel, batch: Rollouts) -> Tensor:
+def _cached(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
     return _scores(CachedReader, model, batch)
 
 
 @fast_path(UNCACHED, train_mode=False, gradients=False)
-def _uncached(model: PreTrainedModel, batch: Rollouts) -> Tensor:
+def _uncached(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
     return _scores(UncachedReader, model, batch)
 
 
 def _scores(
-    reader_class: type[CachedReader | UncachedReader], model: PreTrainedModel, batch: Rollouts
+    reader_class: type[CachedReader | UncachedReader], model: PreTrainedModel, batch: TokenBatch
 ) -> Tensor:
     """Log-probabilities [S] of tokens that are given, read as if they were sampled."""
     start = int(batch.completion_mask.long().argmax(1)[0])  # every completion begins here

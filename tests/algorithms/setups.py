@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, Trainer
 
 from rlsgd.algorithms.rl import RLModule
 from rlsgd.core.problems import Problem
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import Microbatch
 from rlsgd.data import PromptDataModule
 from rlsgd.data.tasks.base import Task
 from rlsgd.rewards.base import Reward
@@ -115,14 +115,21 @@ def with_denominators(module, batch):
 
 
 def batch_of(mask, **fields):
-    """Rollouts without meaningful tokens, for losses whose log-probabilities are given."""
-    shape = mask.shape
-    return Rollouts(
+    """A microbatch without meaningful tokens, for losses whose log-probabilities are given."""
+    shape, unknown = mask.shape, torch.tensor(float("nan"))
+    per_row = torch.full(shape[:1], float("nan"))
+    return Microbatch(
         input_ids=torch.zeros(shape, dtype=torch.long),
         attention_mask=torch.ones(shape, dtype=torch.bool),
         completion_mask=mask,
         truncated=torch.zeros(shape[0], dtype=torch.bool),
-        **fields,
+        **{
+            "rewards": per_row,
+            "advantages": per_row,
+            "denominator": unknown,
+            "num_tokens": unknown,
+            **fields,
+        },
     )
 
 

@@ -32,12 +32,12 @@ def prompts_of(names):
     return [Prompt(Problem(name, ""), name, [7] * len(name)) for name in names]
 
 
-def scripted(tiny_llama, rewards, reserves, **options):
+def scripted(tiny_llama, monkeypatch, rewards, reserves, **options):
     """DAPO whose rewards and reserves are given by question: groups of two, no model."""
     module = bare(ScriptedDAPO, tiny_llama, **options)
     module.calls = []
 
-    def sample(prompts, *, completions_per_prompt, temperature, seed):
+    def sample_and_score(module, prompts, *, completions_per_prompt, temperature, seed):
         assert completions_per_prompt == 2
         module.calls.append((seed, [prompt.text for prompt in prompts]))
         width = max(len(prompt.token_ids) for prompt in prompts)
@@ -45,20 +45,19 @@ def scripted(tiny_llama, rewards, reserves, **options):
         ids = ids.repeat_interleave(2, 0)
         completions = torch.tensor([[5, 6, 1] if row % 2 else [5, 1, 0] for row in range(len(ids))])
         completions = completions[:, : 3 if len(prompts) > 1 else 2]  # rounds differ in width
-        rollouts = assemble(ids, ids > 0, completions, [1])
-        rollouts.prompts = [prompt for prompt in prompts for _ in range(2)]
-        rollouts.completions = [f"{p.text}{i}" for p in prompts for i in range(2)]
-        return rollouts
-
-    def score(rollouts):
-        given = [rewards[p.text] for p in rollouts.prompts[::2]]
-        flat = [float(reward) for pair in given for reward in pair]
-        rollouts.rewards = torch.tensor(flat)
+        flat = [float(reward) for prompt in prompts for reward in rewards[prompt.text]]
+        rollouts = Rollouts.extending(
+            assemble(ids, ids > 0, completions, [1]),
+            rewards=torch.tensor(flat),
+            prompts=[prompt for prompt in prompts for _ in range(2)],
+            completions=[f"{p.text}{i}" for p in prompts for i in range(2)],
+        )
         failures = ["boom" if reward < 0 else None for reward in flat]
         answers = [str(reward) for reward in flat]
-        return Scores(flat, {"letter": flat}, failures, full_marks=1.0, answers=answers)
+        scores = Scores(flat, {"letter": flat}, failures, full_marks=1.0, answers=answers)
+        return rollouts, scores
 
-    module.sample, module.score = sample, score
+    monkeypatch.setattr("rlsgd.algorithms.rl.sample_and_score", sample_and_score)
     module.reserve_prompts = lambda attempt: prompts_of(reserves[attempt - 1])
     return module
 
@@ -66,10 +65,10 @@ def scripted(tiny_llama, rewards, reserves, **options):
 REWARDS = {"a": (1, 0), "bbb": (1, 1), "cc": (0, 1), "d": (0, 0)}
 
 
-def test_groups_scored_alike_are_replaced(tiny_llama):
+def test_groups_scored_alike_are_replaced(tiny_llama, monkeypatch):
     rewards = REWARDS | {"eeee": (0, 0), "ff": (-1, 1), "g": (1, 1), "hh": (1, 0)}
     reserves = [["eeee", "ff", "unused"], ["g", "unused"], ["hh", "unused"]]
-    module = scripted(tiny_llama, rewards, reserves)
+    module = scripted(tiny_llama, monkeypatch, rewards, reserves)
     rollouts, scores = module.collect(prompts_of(["a", "bbb", "cc", "d"]), 2)
     # --- bbb by ff in round 2; d by nothing, by nothing, by hh in round 4
     assert [p.text for p in rollouts.prompts[::2]] == ["a", "ff", "cc", "hh"]
@@ -93,9 +92,9 @@ def test_groups_scored_alike_are_replaced(tiny_llama):
     assert rollouts.metrics["dynamic_sampling/sampled_tokens"] == 6 * 5 + 2 * 4
 
 
-def test_joined_rows_keep_their_tokens(tiny_llama):
+def test_joined_rows_keep_their_tokens(tiny_llama, monkeypatch):
     rewards = REWARDS | {"eeee": (0, 0), "ff": (0, 1), "g": (1, 0)}
-    module = scripted(tiny_llama, rewards, [["eeee", "ff"], ["g"]])
+    module = scripted(tiny_llama, monkeypatch, rewards, [["eeee", "ff"], ["g"]])
     rollouts, _ = module.collect(prompts_of(["a", "bbb", "cc", "d"]), 2)
     for row, prompt in enumerate(rollouts.prompts):
         ids, mask = rollouts.input_ids[row], rollouts.completion_mask[row]
@@ -109,7 +108,7 @@ def test_joined_rows_keep_their_tokens(tiny_llama):
     assert (rollouts.input_ids[~rollouts.attention_mask] == module.tokenizer.pad_token_id).all()
 
 
-def test_what_is_left_after_the_budget_is_kept_and_counted(tiny_llama):
+def test_what_is_left_after_the_budget_is_kept_and_counted(tiny_llama, monkeypatch):
     rewards = REWARDS | {"ee": (0, 0), "ff": (0, 1), "g": (1, 0)}
     expected = {
         0: (["a", "bbb", "cc", "d"], (1, 0, 2)),
@@ -118,11 +117,13 @@ def test_what_is_left_after_the_budget_is_kept_and_counted(tiny_llama):
         9: (["a", "ff", "cc", "g"], (3, 2, 0)),  # stops when nothing is left to replace
     }
     for rounds, (names, metrics) in expected.items():
-        module = scripted(tiny_llama, rewards, [["ee", "ff"], ["g"]], extra_rounds=rounds)
+        module = scripted(
+            tiny_llama, monkeypatch, rewards, [["ee", "ff"], ["g"]], extra_rounds=rounds
+        )
         rollouts, _ = module.collect(prompts_of(["a", "bbb", "cc", "d"]), 2)
         assert [p.text for p in rollouts.prompts[::2]] == names
         assert tuple(rollouts.metrics[f"dynamic_sampling/{name}"] for name in METRICS) == metrics
-    module = scripted(tiny_llama, rewards, [[]], extra_rounds=9)  # no reserve is left
+    module = scripted(tiny_llama, monkeypatch, rewards, [[]], extra_rounds=9)  # no reserve is left
     rollouts, _ = module.collect(prompts_of(["bbb", "d"]), 2)
     assert rollouts.metrics["dynamic_sampling/kept_zero_variance_groups"] == 2
 
@@ -130,7 +131,8 @@ def test_what_is_left_after_the_budget_is_kept_and_counted(tiny_llama):
 def test_ranks_sample_in_step(tiny_llama, monkeypatch):
     """A rank with nothing to replace samples as often and as much as the one that has most."""
     rewards = REWARDS | {"ee": (0, 0), "ff": (0, 1), "g": (1, 0)}
-    modules = [scripted(tiny_llama, rewards, [["ee", "ff"], ["g"]]) for _ in range(2)]
+    reserves = [["ee", "ff"], ["g"]]
+    modules = [scripted(tiny_llama, monkeypatch, rewards, reserves) for _ in range(2)]
     ranks = Ranks(monkeypatch, ["rlsgd.algorithms.dapo"])
     own = [["a", "cc"], ["bbb", "d"]]
     results = ranks.run(lambda rank: modules[rank].collect(prompts_of(own[rank]), 2)[0])
@@ -167,12 +169,15 @@ def test_reported_logprobs_are_joined():
         logprobs = torch.full((1, width + columns), value)
         empty = torch.zeros(1, dtype=torch.bool)
         ids = torch.full((1, width + columns), 9)
-        return Rollouts(ids, torch.ones_like(mask), mask, empty, sampler_logprobs=logprobs)
+        rewards = torch.tensor([value])
+        return Rollouts(
+            ids, torch.ones_like(mask), mask, empty, sampler_logprobs=logprobs, rewards=rewards
+        )
 
     joined = join_rollouts([part(1, 3, -1.0), part(2, 1, -2.0)], pad_token_id=0)
     assert joined.input_ids.tolist() == [[0, 9, 9, 9, 9], [9, 9, 9, 0, 0]]
     assert joined.sampler_logprobs.tolist() == [[0, -1, -1, -1, -1], [-2, -2, -2, 0, 0]]
-    assert joined.rewards is None
+    assert joined.rewards.tolist() == [-1, -2]
 
 
 def questions(prompts):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rlsgd.algorithms import GRPO, GSPO, RLOO, REINFORCEPlusPlus
+from rlsgd.core.types import Microbatch
 from rlsgd.models.loading import load_policy
 from rlsgd.models.scoring import completion_logprobs
 from tests.algorithms.setups import bare, with_denominators
@@ -38,7 +39,7 @@ def module(folder):
 @pytest.fixture
 def rollouts(module, folder):
     """Twelve sampled completions; the policy that sampled is near, the reference is the policy."""
-    rollouts = module.sampler.sample(
+    sampled = module.sampler.sample(
         module.policy,
         PROMPTS,
         completions_per_prompt=4,
@@ -49,20 +50,22 @@ def rollouts(module, folder):
         seed=3,
     )
     generator = torch.Generator().manual_seed(0)
-    shape = rollouts.input_ids.shape
+    shape = sampled.input_ids.shape
     noise = torch.randn((2, *shape), generator=generator, dtype=torch.float64)
     near = load_policy(str(folder)).double()
     with torch.no_grad():
-        old_logprobs, _ = completion_logprobs(near, rollouts, temperature=0.6)
-    rollouts.old_logprobs = torch.where(
-        rollouts.completion_mask, old_logprobs + 0.3 * noise[0], 0.0
+        old_logprobs, _ = completion_logprobs(near, sampled, temperature=0.6)
+    mask, unknown = sampled.completion_mask, torch.tensor(float("nan"))
+    return Microbatch.extending(
+        sampled,
+        rewards=torch.full((len(sampled),), float("nan")),
+        old_logprobs=torch.where(mask, old_logprobs + 0.3 * noise[0], 0.0),
+        ref_logprobs=torch.where(mask, old_logprobs + 0.5 * noise[1], 0.0),
+        advantages=torch.randn(len(sampled), generator=generator, dtype=torch.float64),
+        denominator=unknown,
+        num_tokens=unknown,
+        prompts=[None] * len(sampled),
     )
-    rollouts.ref_logprobs = torch.where(
-        rollouts.completion_mask, old_logprobs + 0.5 * noise[1], 0.0
-    )
-    rollouts.advantages = torch.randn(len(rollouts), generator=generator, dtype=torch.float64)
-    rollouts.prompts = [None] * len(rollouts)
-    return rollouts
 
 
 def loss_and_gradient(module, minibatch, splits=1):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rlsgd.algorithms import PPO
-from rlsgd.functional.advantages import explained_variance
+from rlsgd.functional.critic import explained_variance
 from rlsgd.functional.kl import kl_penalty
 from rlsgd.functional.masked import masked_whiten
 from tests.algorithms.setups import bare, batch_of, with_denominators

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from rlsgd.core.problems import Problem, Prompt
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import Rollouts, SupervisedBatch, TokenBatch
 from rlsgd.models.loading import load_policy, load_tokenizer
 from rlsgd.models.scoring import completion_logprobs
 
@@ -65,33 +65,37 @@ class PolicyStub(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer(self.policy)
 
-    def training_step(self, batch: Rollouts, batch_idx: int) -> Tensor:
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         logprobs, _ = completion_logprobs(self.policy, batch, temperature=1.0)
         loss = -(logprobs.sum(1) * torch.rand(len(batch))).mean()
         self.log("loss", loss, on_step=False, on_epoch=True)
         self.log("val/accuracy", 0.25, on_step=False, on_epoch=True)
         return loss
 
-    def predict_step(self, batch: Rollouts, batch_idx: int) -> Rollouts:
+    def predict_step(self, batch: TokenBatch, batch_idx: int) -> TokenBatch:
         return batch
 
 
-def make_rollouts(completions: Sequence[str] = ("4", "7"), rewards: Any = (1.0, 0.0)) -> Rollouts:
-    """One row for each completion, all with the same ids."""
+def make_rollouts(
+    completions: Sequence[str] = ("4", "7"), rewards: Sequence[float] | None = (1.0, 0.0)
+) -> Rollouts | SupervisedBatch:
+    """One row for each completion, all with the same ids; texts on record have no rewards."""
     count = len(completions)
     problem = Problem("2+2=", "4")
-    return Rollouts(
+    fields: dict[str, Any] = dict(
         input_ids=torch.tensor([[4, 12, 4, 14, 6, 1]]).expand(count, -1),
         attention_mask=torch.ones(count, 6, dtype=torch.bool),
         completion_mask=torch.tensor([[False] * 4 + [True] * 2]).expand(count, -1),
-        truncated=torch.arange(count) % 2 == 1,
-        rewards=None if rewards is None else torch.tensor(rewards),
         prompts=[Prompt(problem, "2+2=", [4, 12, 4, 14])] * count,
         completions=list(completions),
     )
+    if rewards is None:
+        return SupervisedBatch(denominator=torch.tensor(2 * count), **fields)
+    truncated = torch.arange(count) % 2 == 1
+    return Rollouts(truncated=truncated, rewards=torch.tensor(rewards), **fields)
 
 
-def loader(batches: Sequence[Rollouts] | int = 2, *, shuffle: bool = True) -> DataLoader:
+def loader(batches: Sequence[TokenBatch] | int = 2, *, shuffle: bool = True) -> DataLoader:
     batches = [make_rollouts() for _ in range(batches)] if isinstance(batches, int) else batches
     return DataLoader(batches, batch_size=None, shuffle=shuffle)  # pyright: ignore
 

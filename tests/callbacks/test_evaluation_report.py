@@ -37,16 +37,18 @@ def trainer(tmp_path):
 def module():
     return SimpleNamespace(
         policy_path="some/policy",
-        evaluates_fully=True,
-        eval_samples=2,
-        eval_temperature=0.5,
         max_completion_tokens=6,
         seed=7,
-        eval_values={"accuracy": torch.tensor([1.0, 0.0]), "avg@2": torch.tensor([0.5, 0.0])},
-        eval_estimates={
-            "accuracy": Estimate(0.5, 0.0, 1.0),
-            "avg@2": Estimate(0.25, 0.0, 0.53125),
-        },
+        evaluator=SimpleNamespace(
+            is_full=lambda module: True,
+            num_samples=2,
+            temperature=0.5,
+            values={"accuracy": torch.tensor([1.0, 0.0]), "avg@2": torch.tensor([0.5, 0.0])},
+            estimates={
+                "accuracy": Estimate(0.5, 0.0, 1.0),
+                "avg@2": Estimate(0.25, 0.0, 0.53125),
+            },
+        ),
     )
 
 
@@ -93,7 +95,7 @@ def test_problems_are_written_on_request(trainer, module, tmp_path):
 def test_other_ranks_and_the_validation_of_a_fit_write_nothing(trainer, module, tmp_path, capsys):
     trainer.is_global_zero = False
     EvaluationReport().on_test_end(trainer, module)
-    trainer.is_global_zero, module.evaluates_fully = True, False
+    trainer.is_global_zero, module.evaluator.is_full = True, lambda module: False
     EvaluationReport().on_validation_end(trainer, module)
     assert not (tmp_path / "run").exists() and capsys.readouterr().out == ""
 

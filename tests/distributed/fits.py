@@ -14,7 +14,7 @@ from torch.optim import SGD, AdamW
 from rlsgd.algorithms import GRPO, PPO
 from rlsgd.core.distributed import derived_seed, full_parameters
 from rlsgd.core.problems import Problem
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import Sampled
 from rlsgd.data import PromptDataModule
 from rlsgd.data.tasks.base import Task
 from rlsgd.models.strategy import FSDP2Strategy
@@ -50,7 +50,7 @@ class FixedSampler:
 
     def sample(
         self, policy: Any, prompt_ids: list[list[int]], *, completions_per_prompt: int, **given: Any
-    ) -> Rollouts:
+    ) -> Sampled:
         pad, stop = given["pad_token_id"], given["stop_token_ids"]
         prompts, mask = left_pad(prompt_ids, pad, "cpu")
         completions = torch.full((len(prompt_ids) * completions_per_prompt, 6), stop[0])

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from rlsgd.core.distributed import full_parameters, global_norm, local_shard, whole
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import TokenBatch
 from rlsgd.models import sharded_loading as sharded_models
 from rlsgd.models.loading import load_policy, load_reference
 from rlsgd.models.scoring import completion_logprobs
@@ -28,7 +28,7 @@ MODELS = ("tiny_llama", "tiny_llama_untied", "tiny_qwen3", "tiny_gpt2")
 STOPS = [1, *range(20, 40)]  # a third of the vocabulary, so that rows and ranks stop apart
 
 
-def make_batch() -> Rollouts:
+def make_batch() -> TokenBatch:
     prompts, mask = left_pad([[5, 6, 7], [8, 9]], 0, "cpu")
     return assemble(prompts, mask, torch.tensor([[11, 12, 13, 1], [14, 1, 0, 0]]), [1])
 

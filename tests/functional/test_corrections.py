@@ -7,6 +7,7 @@ from rlsgd.functional.corrections import (
     CORRECTIONS,
     correction_weights,
     mismatch_metrics,
+    validate_bounds,
     validate_correction,
 )
 
@@ -106,8 +107,8 @@ def test_metrics():
 
 
 def test_flags():
-    with pytest.raises(ValueError, match=r"--model.correction 'tis' is unknown; .*token-mask"):
-        validate_correction("tis", 0.5, 2.0)
+    with pytest.raises(ValueError, match=r"^correction 'tis' is unknown; .*token-mask"):
+        validate_correction("tis")
     for low, high in ((1.1, 2.0), (0.5, 0.9), (-0.1, 2.0)):
-        with pytest.raises(ValueError, match=r"--model.correction_low and --model.correction_high"):
-            validate_correction("token-mask", low, high)
+        with pytest.raises(ValueError, match=r"^low .* and high .* enclose 1"):
+            validate_bounds(low, high)

@@ -29,5 +29,5 @@ def test_ties_are_all_kept():
 
 def test_fraction_is_checked():
     for fraction in (0.0, -0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match=r"--model.top_entropy_fraction must be above 0"):
+        with pytest.raises(ValueError, match=r"^top_entropy_fraction must be above 0"):
             validate_top_entropy(fraction)

@@ -69,7 +69,7 @@ def test_impossible_tokens_carry_no_entropy_and_no_gradient():
     "score", [token_entropy, lambda x, **kw: token_logprobs(x, torch.tensor(0), **kw)]
 )
 def test_temperature_must_be_positive(score, temperature):
-    with pytest.raises(ValueError, match=r"--model\.temperature"):
+    with pytest.raises(ValueError, match=r"^temperature"):
         score(LOGITS, temperature=temperature)
 
 

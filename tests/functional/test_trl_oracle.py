@@ -27,9 +27,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from rlsgd.functional.aggregation import aggregate, aggregation_count
 from rlsgd.functional.kl import kl_penalty
-from rlsgd.functional.losses import clip_fractions, clipped_policy_loss
-from rlsgd.functional.masked import aggregate, aggregation_count, masked_mean
+from rlsgd.functional.masked import masked_mean
+from tests.helpers.clipping import clip_fractions, clipped_policy_loss
 
 pytest.importorskip("trl")
 from trl.trainer.grpo_trainer import GRPOTrainer

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from rlsgd.functional.advantages import gae, group_relative, leave_one_out, terminal_rewards
+from rlsgd.functional.advantages import group_relative, leave_one_out
+from rlsgd.functional.aggregation import aggregate, aggregation_count
+from rlsgd.functional.critic import clipped_value_loss, gae, terminal_rewards
 from rlsgd.functional.kl import kl_penalty
-from rlsgd.functional.losses import clip_fractions, clipped_policy_loss, clipped_value_loss
-from rlsgd.functional.masked import aggregate, aggregation_count, masked_mean, masked_whiten
+from rlsgd.functional.masked import masked_mean, masked_whiten
+from tests.helpers.clipping import clip_fractions, clipped_policy_loss
 
 pytest.importorskip("verl")
 from verl.trainer.ppo import core_algos

@@ -2,7 +2,7 @@
 
 import torch
 
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import TokenBatch
 from tests.helpers.tiny_models import PAD
 
 Rows = list[tuple[list[int], list[int]]]  # token ids of a prompt and its completion
@@ -10,7 +10,7 @@ Rows = list[tuple[list[int], list[int]]]  # token ids of a prompt and its comple
 
 def padded_batch(
     rows: Rows, *, left: int = 0, right: int = 0, align: bool = True, pad: int = PAD
-) -> Rollouts:
+) -> TokenBatch:
     """Prompts padded on the left, or everything on the right; plus extra columns."""
     prompt_width = max(len(prompt) for prompt, _ in rows) if align else 0
     starts = [max(prompt_width - len(prompt), 0) + left for prompt, _ in rows]
@@ -23,5 +23,4 @@ def padded_batch(
         input_ids[row, start:end] = torch.tensor(prompt + completion)
         attention_mask[row, start:end] = True
         completion_mask[row, middle:end] = True
-    truncated = torch.zeros(len(rows), dtype=torch.bool)
-    return Rollouts(input_ids, attention_mask, completion_mask, truncated)
+    return TokenBatch(input_ids, attention_mask, completion_mask)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import TokenBatch
 from rlsgd.models.loading import load_policy
 from rlsgd.models.scoring import completion_logprobs
 from rlsgd.models.shared_prompts import share_prompts
@@ -63,7 +63,7 @@ def allocations() -> Iterator[Allocations]:
 
 def random_rollouts(
     rows: int, prompt: int, completion: int, *, group_size: int = 1, padded: bool = True
-) -> Rollouts:
+) -> TokenBatch:
     """All completions are full; the first rows' prompt is shorter where there is padding."""
     mask = torch.ones(rows, prompt + completion, dtype=torch.bool)
     mask[:group_size, :2] = not padded
@@ -72,18 +72,13 @@ def random_rollouts(
     ids = torch.randint(2, 14, mask.shape)
     ids[:, :prompt] = ids[::group_size, :prompt].repeat_interleave(group_size, 0)
     ids[:, 0] = torch.arange(2, 2 + rows // group_size).repeat_interleave(group_size)  # all differ
-    return Rollouts(
-        input_ids=ids,
-        attention_mask=mask,
-        completion_mask=scored,
-        truncated=torch.zeros(rows, dtype=torch.bool),
-    )
+    return TokenBatch(input_ids=ids, attention_mask=mask, completion_mask=scored)
 
 
 def peaks_of_steps(
     folder: str | Path,
     make: Any,
-    batch: Rollouts,
+    batch: TokenBatch,
     *,
     shared: bool = False,
     checkpointing: bool = False,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import TokenBatch
 from rlsgd.functional import head_logprobs as head_logprobs_module
 from rlsgd.functional.head_logprobs import head_logprobs
 from rlsgd.models.scoring import completion_logprobs
@@ -34,7 +34,7 @@ B, T, K = 4, 20, 7  # T with the last token, which the model does not see
 MODELS = ["tiny_llama", "tiny_llama_untied", "tiny_qwen3"]
 
 
-def rollouts(*, groups: int = B, padded: bool = False) -> Rollouts:
+def rollouts(*, groups: int = B, padded: bool = False) -> TokenBatch:
     """B completions, of `groups` prompts; where padded the first prompt is shorter."""
     ids = torch.randint(2, 60, (B, T))
     ids[:, : T - K] = ids[:groups, : T - K].repeat_interleave(B // groups, 0)
@@ -43,10 +43,10 @@ def rollouts(*, groups: int = B, padded: bool = False) -> Rollouts:
     mask[0, :5] = not padded
     scored = torch.zeros_like(mask)
     scored[:, T - K :] = True
-    return Rollouts(ids, mask, scored, truncated=torch.zeros(B, dtype=torch.bool))
+    return TokenBatch(ids, mask, scored)
 
 
-def saved_bytes(model: PreTrainedModel, precision: str, batch: Rollouts) -> int:
+def saved_bytes(model: PreTrainedModel, precision: str, batch: TokenBatch) -> int:
     """Storages that the forward pass and the log-probabilities save, without the parameters."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     sizes: dict[int, int] = {}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import TokenBatch
 from rlsgd.models.loading import EMBEDDED, load_policy
 from rlsgd.planner.architecture import load_architecture
 from rlsgd.planner.batches import Dtypes, SharedBatch
@@ -59,7 +59,7 @@ def large_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def compare(folder: Path, name: str, setup: Setup, batch: Rollouts) -> None:
+def compare(folder: Path, name: str, setup: Setup, batch: TokenBatch) -> None:
     """Planned against allocated, in the steady state.
 
     What is left out are some numbers for each token in the forward pass (0.25% of the smallest

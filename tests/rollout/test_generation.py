@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import Gemma3TextConfig, Lfm2Config, PreTrainedModel
 
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import Sampled
 from rlsgd.models.loading import load_policy
 from rlsgd.models.scoring import completion_logprobs
 from rlsgd.rollout.reading import prove_sampling
@@ -22,7 +22,7 @@ STOPS = [EOS, *range(20, 26)]
 BUDGET = 12
 
 
-def sample(policy: PreTrainedModel, *, batch_size: int = 0, **changes: Any) -> Rollouts:
+def sample(policy: PreTrainedModel, *, batch_size: int = 0, **changes: Any) -> Sampled:
     arguments = {
         "completions_per_prompt": 3,
         "max_completion_tokens": BUDGET,
@@ -84,7 +84,7 @@ def fed(policy: PreTrainedModel) -> Iterator[list[tuple[int, ...]]]:
         hook.remove()
 
 
-def counted(rollouts: Rollouts) -> list[list[int]]:
+def counted(rollouts: Sampled) -> list[list[int]]:
     pairs = zip(rollouts.input_ids, rollouts.completion_mask, strict=True)
     return [ids[mask].tolist() for ids, mask in pairs]
 

@@ -4,7 +4,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import TokenBatch
 from rlsgd.rollout.microbatches import computed_tokens, fill, split_rows
 
 
@@ -56,6 +56,6 @@ def test_the_largest_part_is_as_small_as_any_cut_allows(seed: int):
 def test_a_prompt_that_is_shared_is_counted_once():
     attention = torch.tensor([[0, 1, 1, 1, 0], [0, 1, 1, 1, 1], [1, 1, 1, 1, 0]]).bool()
     completion = torch.tensor([[0, 0, 0, 1, 0], [0, 0, 0, 1, 1], [0, 0, 0, 1, 0]]).bool()
-    batch = Rollouts(torch.zeros(3, 5).long(), attention, completion, torch.zeros(3).bool())
+    batch = TokenBatch(torch.zeros(3, 5).long(), attention, completion)
     assert computed_tokens(batch, 1).tolist() == [3, 4, 4]
     assert computed_tokens(batch, 3).tolist() == [3, 2, 1]

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import Sampled
 from rlsgd.functional.logprobs import draw_tokens
 from rlsgd.models.loading import load_policy
 from rlsgd.models.scoring import completion_logprobs
@@ -20,7 +20,7 @@ PROMPTS = [[5, 9, 12, 30, 7], [14], [33, 2, 19]]
 BUDGET = 8
 
 
-def sample(policy: PreTrainedModel, **changes: Any) -> Rollouts:
+def sample(policy: PreTrainedModel, **changes: Any) -> Sampled:
     arguments = {
         "completions_per_prompt": 4,
         "max_completion_tokens": BUDGET,
@@ -47,7 +47,7 @@ def token_of_some_but_not_all(completions: list[list[int]]) -> int:
     return min(t for t in early if not all(t in completion for completion in completions))
 
 
-def counted(rollouts: Rollouts) -> list[list[int]]:
+def counted(rollouts: Sampled) -> list[list[int]]:
     """The completion tokens that count, for each row."""
     pairs = zip(rollouts.input_ids, rollouts.completion_mask, strict=True)
     return [ids[mask].tolist() for ids, mask in pairs]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import Sampled
 from rlsgd.models.loading import load_policy
 from rlsgd.rollout import VLLMSampler
 from rlsgd.rollout.kv_cache import GenerationCache
@@ -52,7 +52,7 @@ def sleeping_engine(calls, monkeypatch):
     return engine
 
 
-def sample(sampler, policy) -> Rollouts:
+def sample(sampler, policy) -> Sampled:
     return sampler.sample(
         policy,
         [[3, 4]],

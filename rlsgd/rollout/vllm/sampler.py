@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlsgd.core.distributed import derived_seed, full_parameters, gathered, process_number
-from rlsgd.core.types import Rollouts
+from rlsgd.core.types import Sampled
 from rlsgd.models.sharding import compute_device
 from rlsgd.rollout.sampler import assemble, left_pad
 from rlsgd.rollout.vllm.engine import Engine, EngineCompletion, LocalEngine
@@ -102,7 +102,7 @@ class VLLMSampler:
         stop_token_ids: list[int],
         pad_token_id: int,
         seed: int,
-    ) -> Rollouts:
+    ) -> Sampled:
         self._check_length(max(map(len, prompt_ids)), max_completion_tokens)
         prompts, prompt_mask = left_pad(prompt_ids, pad_token_id, "cpu")
         if self.given_tolerance is None:
