@@ -34,10 +34,15 @@ class TaskData(PromptData, Protocol):
 
 
 @runtime_checkable
-class VerifiableModule(SamplingModule, Protocol):
+class VerifiableModule(Protocol):
     """A module that owns an evaluator: RLModule and SFT."""
 
     evaluator: Evaluator
+
+
+class EvaluatedModule(VerifiableModule, SamplingModule, Protocol):
+    """What an evaluator asks of the module that owns it."""
+
     seed: int
 
     @property
@@ -71,12 +76,12 @@ class Evaluator(nn.Module):
         self.estimates: dict[str, Estimate] = {}
         self.validates_fully = False
 
-    def is_full(self, module: VerifiableModule) -> bool:
+    def is_full(self, module: EvaluatedModule) -> bool:
         """Whether intervals and samples are wanted: not while fitting, which has to be fast."""
         trainer = module.trainer
         return trainer.testing or (trainer.validating and self.validates_fully)
 
-    def update(self, module: VerifiableModule, prompts: list[Prompt], batch_idx: int) -> Rollouts:
+    def update(self, module: EvaluatedModule, prompts: list[Prompt], batch_idx: int) -> Rollouts:
         """Greedy completions of held-out prompts, scored into the running metrics.
 
         A full evaluation samples as well. Its samples are the same again for the same seed, number
@@ -106,7 +111,7 @@ class Evaluator(nn.Module):
             self.problems.update(correct)
         return rollouts
 
-    def log(self, module: VerifiableModule, stage: Literal["val", "test"]) -> None:
+    def log(self, module: EvaluatedModule, stage: Literal["val", "test"]) -> None:
         """Log and reset the metrics; torchmetrics reduces them over ranks."""
         module.task_data.notices.require_scores(f"the {stage} set")
         module.log(f"{stage}/accuracy", self.accuracy, prog_bar=True)
@@ -142,10 +147,10 @@ class Estimate(NamedTuple):
 def evaluates_answers(module: type[Owner]) -> type[Owner]:
     """Give a class of modules that own an evaluator Lightning's hooks of evaluation."""
 
-    def step(self: VerifiableModule, batch: list[Prompt], batch_idx: int) -> None:
+    def step(self: EvaluatedModule, batch: list[Prompt], batch_idx: int) -> None:
         self.evaluator.update(self, batch, batch_idx)
 
-    def predict(self: VerifiableModule, batch: list[Prompt], batch_idx: int) -> Rollouts:
+    def predict(self: EvaluatedModule, batch: list[Prompt], batch_idx: int) -> Rollouts:
         return self.evaluator.update(self, batch, batch_idx)
 
     hooks = {

@@ -38,12 +38,10 @@ class RLModule(PolicyModule):
     Args:
         sampler: how completions are sampled; none means by the policy itself (HFSampler).
         max_completion_tokens: most tokens of a completion.
-        eval_samples: completions that `rlsgd test` and `rlsgd validate` sample for each problem
-            besides the greedy one, for avg@k, pass@k and the majority's answer; 0 for none. The
-            validation during `fit` is always greedy.
+        eval_samples: completions of each problem that `rlsgd test` and `rlsgd validate` sample for
+            avg@k, pass@k and the majority's answer; 0 for the greedy one alone, as during `fit`.
         eval_temperature: softmax temperature of those samples.
-        aggregation: how per-token losses become one number; `seq-mean-token-sum-norm` divides by
-            max_completion_tokens.
+        aggregation: how per-token losses become one number; `-norm` is by max_completion_tokens.
         temperature: softmax temperature of sampling, and of every log-probability the loss sees.
         inner_epochs: passes over each rollout.
         minibatches: optimizer steps in each pass.
@@ -229,13 +227,12 @@ class RLModule(PolicyModule):
     def minibatch_rows(self, rollouts: Rollouts, inner_epoch: int) -> list[list[Tensor]]:
         """Row indices of the microbatches of each minibatch of an inner epoch of this rank."""
         group_size = self.task_data.group_size if self.shares_prompts else 1
+        place = (self.current_epoch, inner_epoch, self.global_rank)
         return split_rows(
             computed_tokens(rollouts, group_size),
             minibatches=self.minibatches,
             microbatches=self.trainer.accumulate_grad_batches,
-            seed=derived_seed(
-                self.seed, "minibatches", self.current_epoch, inner_epoch, self.global_rank
-            ),
+            seed=derived_seed(self.seed, "minibatches", *place),
             together=group_size,
         )
 
@@ -299,5 +296,5 @@ class RLModule(PolicyModule):
         logprobs, mask = rollouts.old_logprobs, rollouts.completion_mask
         assert logprobs is not None, "a KL in the reward needs them"
         kl = self.kl(logprobs, logprobs, rollouts.ref_logprobs, mask)
-        rollouts.metrics["kl"] = float(kl.sum() / rollouts.completion_mask.sum())
+        rollouts.metrics["kl"] = float(kl.sum() / mask.sum())
         return self.kl_coef * kl

@@ -26,9 +26,8 @@ class SFT(PolicyModule):
     Args:
         sampler: how completions are sampled; none means by the policy itself (HFSampler).
         max_completion_tokens: most tokens of a completion.
-        eval_samples: completions that `rlsgd test` and `rlsgd validate` sample for each problem
-            besides the greedy one, for avg@k, pass@k and the majority's answer; 0 for none. The
-            validation during `fit` is always greedy.
+        eval_samples: completions of each problem that `rlsgd test` and `rlsgd validate` sample for
+            avg@k, pass@k and the majority's answer; 0 for the greedy one alone, as during `fit`.
         eval_temperature: softmax temperature of those samples.
     """
 
