@@ -206,7 +206,7 @@ class RLModule(PolicyModule):
         """Sample and score; `attempt` tells apart several rounds of sampling in an iteration."""
         again = (attempt,) if attempt else ()
         rollouts, scores = sample_and_score(
-            self,
+            self,  # pyright: ignore[reportArgumentType]  # cached properties
             prompts,
             completions_per_prompt=group_size,
             temperature=self.temperature,
