@@ -72,7 +72,7 @@ docs: .venv/dev
 	$(BIN)/zensical build --strict --clean
 
 smollm2: .venv/dev
-	$(BIN)/python tools/prepare_smollm2.py
+	$(BIN)/rlsgd data prepare smollm2
 
 embedded: .venv/main
 	$(BIN)/python tools/make_embedded_model.py

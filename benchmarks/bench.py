@@ -8,7 +8,7 @@
 An iteration is sampling, scoring, update and logging. Each side is a process of its own, and they
 run one iteration each in turns; the one that waits sleeps. Same model, prompts, reward, number of
 tokens, threads; float32, plain SGD, no KL. Before each case both sides must compute the same loss
-and gradients from the same rollout. SmolLM2 is needed: python tools/prepare_smollm2.py, once.
+and gradients from the same rollout. SmolLM2 is needed: rlsgd data prepare smollm2, once.
 """
 
 from __future__ import annotations

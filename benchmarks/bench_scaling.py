@@ -6,7 +6,7 @@
 About ten minutes on two cores. Each point is a process of its own, without diagnostics; the first
 iteration is left out and the median of the others is taken. Printed is the slope of the logarithm
 of seconds against the logarithm of size: 1 is linear, less means that fixed costs or unused
-parallelism count. SmolLM2 is needed (once before: python tools/prepare_smollm2.py).
+parallelism count. SmolLM2 is needed (once before: rlsgd data prepare smollm2).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 Forward and backward of the log-probabilities of four groups of eight completions, 160 tokens each
 with their prompt, under a Qwen3 of 50 million random weights: with prompts computed for every
 completion and once for a group, in turns. SmolLM2's tokenizer is needed
-(once before: python tools/prepare_smollm2.py). Some five minutes on two cores.
+(once before: rlsgd data prepare smollm2). Some five minutes on two cores.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ callback `Memory` is by how much the largest resident set exceeds the one just b
 loaded, moment by moment (Linux). The C library is told to give freed tensors back at once, since
 they would count as resident. `rlsgd memory` is tested against the result.
 
-The model is SmolLM2-135M-Instruct (once before: python tools/prepare_smollm2.py).
+The model is SmolLM2-135M-Instruct (once before: rlsgd data prepare smollm2).
 """
 
 from __future__ import annotations

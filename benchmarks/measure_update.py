@@ -2,7 +2,7 @@
 
     python -m benchmarks.measure_update docs/performance/update_memory.json
 
-On the CPU in float32, of SmolLM2-135M-Instruct (once before: python tools/prepare_smollm2.py): four
+On the CPU in float32, of SmolLM2-135M-Instruct (once before: rlsgd data prepare smollm2): four
 completions of one prompt in one microbatch, 128 tokens each, half of them the prompt; their
 log-probabilities as training takes them, and three steps. Plain and fused SGD, with and without
 activation checkpointing, prompts computed for each completion or once.

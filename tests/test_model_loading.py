@@ -23,6 +23,7 @@ from rlsgd.models.loading import (
     resolve_model,
     stop_token_ids,
 )
+from rlsgd.preparation.recipes import RECIPES
 from tests.helpers.tiny_models import EOS, LLAMA, PAD, VOCABULARY, character_tokenizer
 
 
@@ -140,9 +141,10 @@ def test_an_unprepared_model_names_the_tool_that_prepares_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("RLSGD_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match=r"Run: python tools/prepare_smollm2\.py"):
+    with pytest.raises(ValueError, match=r"Run: rlsgd data prepare smollm2"):
         resolve_model("smollm2-135m-instruct")
-    assert (Path(models.__file__).parents[2] / "tools" / "prepare_smollm2.py").is_file()
+    commands = {name for name in models.PREPARED_BY.values() if name.startswith("rlsgd ")}
+    assert commands == {f"rlsgd data prepare {name}" for name in RECIPES}
 
 
 def test_only_the_special_tokens_of_a_shipped_generation_config_are_kept(

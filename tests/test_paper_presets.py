@@ -11,12 +11,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rlsgd.cli.training import TrainingCLI
 from rlsgd.core.composition import composed
 from rlsgd.preparation.sources import SUITES
+from rlsgd.preparation.text import make_tokenizer
 from rlsgd.study.arms import load_study
 from rlsgd.study.evaluations import evaluation_runs
 from rlsgd.study.expansion import expand_runs
 from rlsgd.study.published import load_published, published_tables
 from tests.helpers.small_data import prepare_small_data
-from tests.helpers.small_text import TOOL, prepare_small_text
+from tests.helpers.small_text import prepare_small_text
 from tests.helpers.tiny_models import LLAMA
 
 PRESETS = sorted(Path("configs/paper").glob("*_*.yaml"))
@@ -42,7 +43,7 @@ TEXT_SIZES = {
 
 def save_tiny_chat_model(folder: Path) -> str:
     """A Llama that reads every byte and has a chat template."""
-    tokenizer = TOOL["make_tokenizer"](["none"], vocabulary=258)
+    tokenizer = make_tokenizer(["none"], vocabulary=258)
     tokenizer.chat_template = TEMPLATE
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     sizes = {**LLAMA, **special, "vocab_size": len(tokenizer), "max_position_embeddings": 4096}

@@ -1,9 +1,8 @@
-"""What `tools/prepare_c4.py` makes of a copy of C4: text, and the models of arXiv:2605.17787."""
+"""What `rlsgd data prepare c4` makes of a copy of C4: text, and the models of arXiv:2605.17787."""
 
 import gzip
 import json
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, T5Tokenizer
 
 from rlsgd.data.text import TextDataModule
 from rlsgd.models.loading import load_tokenizer
+from rlsgd.preparation import c4
+from rlsgd.preparation.command import main
 
-TOOL = runpy.run_path("tools/prepare_c4.py")
 DOCUMENTS = [
     f"Document {number} of a small crawl.\nIt says <extra_id_{number}> in plain words, "
     + "and what follows is the same in all of them. " * number
@@ -64,7 +64,18 @@ def copy(tmp_path, monkeypatch):
 
 def test_a_copy_becomes_text_and_three_models(copy, tmp_path):
     folder, tokenizer = copy
-    command = [sys.executable, "tools/prepare_c4.py", "--from", str(folder), "--shards", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "rlsgd",
+        "data",
+        "prepare",
+        "c4",
+        "--from",
+        str(folder),
+        "--shards",
+        "2",
+    ]
     command += ["--tokenizer", tokenizer]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -94,7 +105,7 @@ def test_a_copy_becomes_text_and_three_models(copy, tmp_path):
 
 def test_the_tokenizer_loses_its_sentinels_and_nothing_else(copy):
     _, path = copy
-    t5, own = T5Tokenizer.from_pretrained(path), TOOL["load_tokenizer"](path)
+    t5, own = T5Tokenizer.from_pretrained(path), c4.load_tokenizer(path)
     assert (len(t5), len(own)) == (PIECES + 100, PIECES)
     kept = {token: n for token, n in t5.get_vocab().items() if "<extra_id_" not in token}
     assert own.get_vocab() == kept
@@ -109,7 +120,7 @@ def test_a_tokenizer_whose_sentinels_are_in_the_middle_is_refused(copy):
     tokenizer = T5Tokenizer.from_pretrained(path)
     tokenizer.add_tokens(["afterwards"])
     with pytest.raises(ValueError, match=r"--tokenizer here: its <extra_id_\.\.\.> are not"):
-        TOOL["without_sentinels"](tokenizer, "here")
+        c4.without_sentinels(tokenizer, "here")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +137,7 @@ def test_sizes_are_the_papers(copy, size, hidden, feed_forward, layers, heads, w
     by_hand = 2 * 32_000 * hidden + hidden
     by_hand += layers * (4 * hidden**2 + 3 * hidden * feed_forward + 2 * hidden)
     assert by_hand == weights
-    config = TOOL["make_config"](size, TOOL["load_tokenizer"](path))
+    config = c4.make_config(size, c4.load_tokenizer(path))
     assert config.num_attention_heads == config.num_key_value_heads == heads
     config.vocab_size = 32_000
     with torch.device("meta"):
@@ -143,17 +154,12 @@ def test_sizes_are_the_papers(copy, size, hidden, feed_forward, layers, heads, w
         (["--tokenizer", "no/where/at/all"], "--tokenizer no/where/at/all could not be loaded"),
     ],
 )
-def test_wrong_arguments_are_refused_without_a_traceback(
-    copy, arguments, message, monkeypatch, capsys
-):
+def test_wrong_arguments_are_refused_without_a_traceback(copy, arguments, message, capsys):
     folder, tokenizer = copy
     usual = ["--from", str(folder), "--tokenizer", tokenizer, "--shards", "2"]
-    monkeypatch.setattr(sys, "argv", ["prepare_c4.py", *usual, *arguments])
-    with pytest.raises(SystemExit) as exit:
-        TOOL["main"]()
+    assert main(["prepare", "c4", *usual, *arguments]) == 2
     said = capsys.readouterr().err
-    assert exit.value.code == 2
-    assert re.match(rf"prepare_c4.py: error: {message}", said), said
+    assert re.match(rf"rlsgd data prepare c4: error: {message}", said), said
 
 
 @pytest.mark.parametrize(
@@ -170,25 +176,25 @@ def test_wrong_arguments_are_refused_without_a_traceback(
 )
 def test_a_bad_shard_is_refused_and_the_text_of_before_stays(copy, tmp_path, content):
     folder, _ = copy
-    good = TOOL["copied"](folder, 2)
-    written = TOOL["write_text"](good, tmp_path / "cache")
+    good = c4.copied(folder, 2)
+    written = c4.write_text(good, tmp_path / "cache")
     before = {file.name: file.read_bytes() for file in written.iterdir()}
     assert before.keys() == {"00000.jsonl", "00001.jsonl"}
     good[1].write_bytes(content)
     with pytest.raises(ValueError, match=r"00001-of-01024.json.gz is no whole shard of C4"):
-        TOOL["write_text"](good, tmp_path / "cache")
+        c4.write_text(good, tmp_path / "cache")
     assert {file.name: file.read_bytes() for file in written.iterdir()} == before
     assert [entry.name for entry in written.parent.iterdir()] == ["c4-en"]
 
 
 def test_fewer_shards_leave_none_of_before(copy, tmp_path):
     folder, _ = copy
-    TOOL["write_text"](TOOL["copied"](folder, 2), tmp_path / "cache")
-    written = TOOL["write_text"](TOOL["copied"](folder, 1), tmp_path / "cache")
+    c4.write_text(c4.copied(folder, 2), tmp_path / "cache")
+    written = c4.write_text(c4.copied(folder, 1), tmp_path / "cache")
     assert [file.name for file in written.iterdir()] == ["00000.jsonl"]
 
 
 def test_without_a_way_to_the_hub_the_error_names_the_flag(copy, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"could not be fetched from the hub; .* by --from"):
-        TOOL["download"](1)
+        c4.download(1)

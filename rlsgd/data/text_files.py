@@ -75,7 +75,7 @@ def text_files(path: str) -> list[Path]:
     else:
         raise ValueError(
             f"--data.path {path}: no such file or folder, and no text of that name is prepared "
-            f"under {prepared.parent}. For example: python tools/prepare_text.py"
+            f"under {prepared.parent}. For example: rlsgd data prepare text"
         )
     files = [file for file in files if file.stat().st_size > 0]
     if not files:

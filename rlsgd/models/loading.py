@@ -23,10 +23,10 @@ from rlsgd.core.named_files import check_indexes
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "embedded"
 PREPARED_BY = {
-    "smollm2-135m-instruct": "tools/prepare_smollm2.py",
-    "small-text-llama": "tools/prepare_text.py",
-    "embedded-bf16": "tools/prepare_on_grid.py",
-    **dict.fromkeys(("llama-c4-130m", "llama-c4-350m", "llama-c4-1b"), "tools/prepare_c4.py"),
+    "smollm2-135m-instruct": "rlsgd data prepare smollm2",
+    "small-text-llama": "rlsgd data prepare text",
+    "embedded-bf16": "python tools/prepare_on_grid.py",
+    **dict.fromkeys(("llama-c4-130m", "llama-c4-350m", "llama-c4-1b"), "rlsgd data prepare c4"),
 }
 
 
@@ -60,8 +60,7 @@ def resolve_model(path: str, flag: str = "--model.policy") -> str:
     prepared = cache_folder() / path
     if path in PREPARED_BY:
         raise ValueError(
-            f"{flag} {path}: not prepared yet ({prepared} is not there). "
-            f"Run: python {PREPARED_BY[path]}"
+            f"{flag} {path}: not prepared yet ({prepared} is not there). Run: {PREPARED_BY[path]}"
         )
     if path.count("/") == 1 and not path.startswith((".", "/", "~")):
         require_hub(path, flag, filename="config.json")

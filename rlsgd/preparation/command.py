@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlsgd.core.command import PlainParser, run_command
+from rlsgd.preparation import recipes
 
 if TYPE_CHECKING:
     from rlsgd.preparation.prepare import Options
@@ -30,6 +31,9 @@ benchmark, repeated questions, questions too long for the models to be trained, 
 math-verify does not find equal to themselves are left out and counted; then the first of the rest,
 in an order that the seed decides, are kept. math-benchmarks and code-benchmarks stand for all
 benchmarks of their kind; prepare them first.
+
+smollm2, text and c4 are models and texts with options of their own:
+rlsgd data prepare smollm2 --help
 """
 
 
@@ -39,6 +43,8 @@ def main(argv: Sequence[str]) -> int:
     Args:
         argv: what follows `rlsgd data`.
     """
+    if len(argv) > 1 and argv[0] == "prepare" and argv[1] in recipes.RECIPES:
+        return recipes.main(argv[1], argv[2:])
     return run_command("data", argv, _parser(), lambda given: given.run(given))
 
 
@@ -63,6 +69,8 @@ def _list(arguments: Namespace) -> None:
     console.print(table)
     for name, members in SUITES.items():
         console.print(f"{name}: {', '.join(members)}", soft_wrap=True, highlight=False)
+    for name, content in recipes.RECIPES.items():
+        console.print(f"{name}: {content}", soft_wrap=True, highlight=False)
 
 
 def _prepare(arguments: Namespace) -> None:
@@ -99,8 +107,10 @@ def _prepare(arguments: Namespace) -> None:
 def _sources(name: str) -> list[Source]:
     from rlsgd.preparation.sources import SOURCES, SUITES
 
+    if name in recipes.RECIPES:
+        raise ValueError(f"NAME {name} must come first: rlsgd data prepare {name} [its options]")
     if name not in {*SOURCES, *SUITES}:
-        known = ", ".join([*SOURCES, *SUITES])
+        known = ", ".join([*SOURCES, *SUITES, *recipes.RECIPES])
         raise ValueError(f"NAME {name} is no data set that can be prepared; there are {known}")
     return [SOURCES[member] for member in SUITES.get(name, (name,))]
 

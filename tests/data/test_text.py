@@ -77,7 +77,7 @@ def test_wrong_paths_and_columns_name_their_flag(tmp_path):
     def read(path, column="text"):
         return read_documents(str(path), column=column, txt_unit="document")
 
-    with pytest.raises(ValueError, match=r"--data.path no/such: .*tools/prepare_text.py"):
+    with pytest.raises(ValueError, match=r"--data.path no/such: .*rlsgd data prepare text"):
         read("no/such")
     with pytest.raises(ValueError, match=r"--data.text_column: .*no column 'body'.* text"):
         read(jsonl(tmp_path / "a" / "a.jsonl", ["x"]), column="body")

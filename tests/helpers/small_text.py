@@ -1,11 +1,13 @@
-"""A small archive of the form that `tools/prepare_text.py` reads, and what it makes of it."""
+"""A small archive of the form that `rlsgd data prepare text` reads, and what it makes of it."""
 
 import io
-import runpy
 import tarfile
 from pathlib import Path
 
-TOOL = runpy.run_path("tools/prepare_text.py")
+import pytest
+
+from rlsgd.preparation import text
+
 PLAY = "THE PLAY\n\nACT I.\n\n" + "\n".join(
     f"Scene {number}. A room.\n\n[Enter {name}.]\n\n"
     + "".join(f"{name}.\nLine {line} of {number}, and all that {name} says.\n" for line in range(9))
@@ -28,6 +30,8 @@ def write_archive(folder: Path) -> Path:
 
 
 def prepare_small_text(cache: Path) -> None:
-    """The text and the model of `tools/prepare_text.py` in a cache, under their names there."""
+    """The text and the model of `rlsgd data prepare text` in a cache, under their names there."""
     cache.mkdir(parents=True, exist_ok=True)
-    TOOL["prepare"](write_archive(cache), cache)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLSGD_CACHE", str(cache))
+        text.prepare(write_archive(cache))

