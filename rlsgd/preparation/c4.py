@@ -70,7 +70,7 @@ def without_sentinels(tokenizer: PreTrainedTokenizerBase, path: str) -> PreTrain
     size = len(tokenizer) - len(sentinels)
     if min(sentinels.values()) != size:
         raise ValueError(f"--tokenizer {path}: its <extra_id_...> are not the last of its tokens")
-    content = json.loads(tokenizer.backend_tokenizer.to_str())  # pyright: ignore[reportAttributeAccessIssue]
+    content = json.loads(tokenizer.backend_tokenizer.to_str())  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
     content["added_tokens"] = [one for one in content["added_tokens"] if one["id"] < size]
     content["model"]["vocab"] = content["model"]["vocab"][:size]
     return PreTrainedTokenizerFast(
