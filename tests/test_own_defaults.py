@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,18 @@ import yaml
 from jsonargparse._util import import_object
 
 from rlsgd import optimizers
+from rlsgd.cli import training
 from rlsgd.cli.defaults import parse_written
 from rlsgd.cli.trainer import trainer_defaults
 from rlsgd.cli.training import TrainingCLI
 from rlsgd.study.arms import Arm, Study
 from rlsgd.study.expansion import expand_runs
 
-BASE = {
+SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}
+BASE: dict[str, Any] = {
     "model": {
-        "class_path": "GRPO",
-        "init_args": {
-            "policy": "embedded",
-            "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}},
-        },
+        "class_path": "PPO",
+        "init_args": {"policy": "embedded", "optimizer": SGD, "value_optimizer": SGD},
     },
     "data": {
         "class_path": "PromptDataModule",
@@ -46,16 +46,19 @@ CLASSES = sorted({f"{found.__module__}.{found.__name__}" for found in (*TORCH, *
 
 
 @cache
-def parser() -> Any:
-    """The parser of the command, made once."""
+def parser(observed: bool) -> Any:
+    """The parser of the command, made once; parsing is quick where nothing observes by default."""
 
     class Parsed(TrainingCLI):
         def before_instantiate_classes(self) -> None:
             raise StopIteration(self)
 
-    sys.argv[1:] = []
-    with pytest.raises(StopIteration) as stopped:
-        Parsed.run(["fit", *MINIMAL])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", sys.argv[:1])
+        if not observed:
+            patch.setattr(training, "trainer_defaults", dict)
+        with pytest.raises(StopIteration) as stopped:
+            Parsed.run(["fit", *MINIMAL])
     return stopped.value.value.parser
 
 
@@ -63,9 +66,9 @@ MINIMAL = ("--model", "GRPO", "--data", "PromptDataModule", "--data.task", "Reas
 MINIMAL += ("--data.task.name", "chain_sum")
 
 
-def parse(*argv: str) -> Any:
-    lists = {key: value for key, value in trainer_defaults().items() if isinstance(value, list)}
-    return parse_written(parser(), ["fit", *argv], lists).fit
+def parse(*argv: str, observed: bool = False) -> Any:
+    defaults = trainer_defaults() if observed else {}
+    return parse_written(parser(observed), ["fit", *argv], defaults).fit
 
 
 def written(path: Path, settings: Any) -> str:
@@ -80,29 +83,30 @@ def over(path: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def by_each_way(folder: Path, flag: str, class_path: str, init_args: dict[str, Any]) -> list[Any]:
-    """The arguments that a class gets: one config, an overlay, and flags in two forms."""
-    base = written(folder / "base.yaml", BASE)
+def by_each_way(
+    folder: Path, flags: tuple[str, ...], class_path: str, init_args: dict[str, Any]
+) -> list[Any]:
+    """The arguments that a class gets at each flag: a config, an overlay, flags in two forms."""
     spec = {"class_path": class_path, "init_args": init_args}
-    place = flag.replace(".", ".init_args.")
-    overlay = written(folder / "overlay.yaml", over(place, spec))
-    mine = yaml.safe_load(Path(base).read_text())
-    head, *rest = place.split(".")
-    inner = mine[head]
-    for key in rest[:-1]:
-        inner = inner[key]
-    inner[rest[-1]] = spec
-    short = [word for k, v in init_args.items() for word in (f"--{flag}.{k}", str(v))]
-    long = [f"--{place}.init_args.{k}={v}" for k, v in init_args.items()]
-    return [
-        parse(*argv)[place].get("init_args", {})
-        for argv in (
-            ("--config", written(folder / "whole.yaml", mine)),
-            ("--config", base, "--config", overlay),
-            ("--config", base, f"--{flag}", class_path, *short),
-            ("--config", base, f"--{place}.class_path={class_path}", *long),
-        )
-    ]
+    places = [flag.replace(".", ".init_args.") for flag in flags]
+    base = written(folder / "base.yaml", BASE)
+    mine, overlay, short, long = deepcopy(BASE), dict[str, Any](), list[str](), list[str]()
+    for flag, place in zip(flags, places, strict=True):
+        head, _, name = place.split(".")
+        mine[head]["init_args"][name] = spec
+        overlay.setdefault(head, {"init_args": {}})["init_args"][name] = spec
+        short += [f"--{flag}", class_path]
+        short += [word for k, v in init_args.items() for word in (f"--{flag}.{k}", str(v))]
+        long.append(f"--{place}.class_path={class_path}")
+        long += [f"--{place}.init_args.{k}={v}" for k, v in init_args.items()]
+    ways = (
+        ("--config", written(folder / "whole.yaml", mine)),
+        ("--config", base, "--config", written(folder / "overlay.yaml", overlay)),
+        ("--config", base, *short),
+        ("--config", base, *long),
+    )
+    parsed = [parse(*argv) for argv in ways]
+    return [one[place].get("init_args", {}) for one in parsed for place in places]
 
 
 def groups(class_path: str, arguments: dict[str, Any]) -> Any:
@@ -118,7 +122,8 @@ def test_an_optimizer_runs_with_its_own_defaults(class_path: str, tmp_path: Path
     if class_path in OTHERS:
         pytest.importorskip(class_path.partition(".")[0])
     right = groups(class_path, {"lr": 0.25})
-    for arguments in by_each_way(tmp_path, "model.optimizer", class_path, {"lr": 0.25}):
+    flags = ("model.optimizer", "model.value_optimizer")
+    for arguments in by_each_way(tmp_path, flags, class_path, {"lr": 0.25}):
         assert groups(class_path, vars(arguments)) == right
     # a study's arm is an overlay too: through what it really writes
     base = written(tmp_path / "study-base.yaml", BASE)
@@ -135,6 +140,7 @@ OTHER_KINDS = [
     ("model.lr_scheduler", "rlsgd.optimizers.schedulers.WarmupCosine", {"total_steps": 9}),
     ("model.sampler", "rlsgd.rollout.sampler.HFSampler", {}),
     ("data.task", "rlsgd.data.DatasetTask", {"path": "problems.jsonl"}),
+    ("data.task", "rlsgd.data.AdaptiveReasoningGym", {"environments": {"chain_sum": {}}}),
     ("data.reward", "rlsgd.rewards.MathVerify", {}),
     ("data.reward", "rlsgd.rewards.StdioTests", {}),
 ]
@@ -146,7 +152,7 @@ def test_a_class_of_another_kind_does_too(
 ):
     signature = inspect.signature(import_object(class_path)).parameters.values()
     own = {p.name: p.default for p in signature if p.default is not inspect.Parameter.empty}
-    for arguments in by_each_way(tmp_path, flag, class_path, needed):
+    for arguments in by_each_way(tmp_path, (flag,), class_path, needed):
         ran = arguments if isinstance(arguments, dict) else vars(arguments)
         for name, value in ran.items():
             wanted = needed.get(name, own.get(name))
@@ -202,6 +208,8 @@ def test_a_list_replaces_and_a_plus_appends(tmp_path: Path):
         written(tmp_path / "l.yaml", over("trainer.logger", [logger, other])),
     ).trainer.logger
     assert [one.init_args.name for one in replaced] == ["lightning_logs"] * 2
-    added = parse("--config", base, "--trainer.callbacks+=LearningRateMonitor").trainer.callbacks
+    added = parse(
+        "--config", base, "--trainer.callbacks+=LearningRateMonitor", observed=True
+    ).trainer.callbacks
     observers = len(trainer_defaults()["trainer.callbacks"])
     assert len(added) == observers + 1
