@@ -5,6 +5,7 @@ import pickle
 import re
 from pathlib import Path
 
+import lightning.pytorch  # noqa: F401  # here, so that its log does not write to a test's stderr
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -12,6 +13,8 @@ from rlsgd.cli.main import TRAINING, main
 from rlsgd.models.loading import EMBEDDED
 
 FIT = ["fit", "--config", "configs/grpo_embedded.yaml"]
+ONE_CYCLE = ("--model.lr_scheduler.max_lr=1", "--model.lr_scheduler.total_steps=9")
+CYCLE = ("--model.lr_scheduler.max_lr=1", "--model.lr_scheduler.base_lr=0.1")
 STUDY = ["study", "configs/studies/quickstart.yaml"]
 
 
@@ -74,6 +77,17 @@ CASES = [
         fit("--model.lr_scheduler=CosineAnnealingLR", "--model.lr_scheduler.T_max=0"),
         "--model.lr_scheduler CosineAnnealingLR: .*zero; change that argument",
     ),
+    (fit("--model.optimizer=LBFGS", "--model.optimizer.lr=1"), "--model.optimizer LBFGS: it eval"),
+    (fit("--model.optimizer=torch.optim.SparseAdam"), "--model.optimizer SparseAdam: it takes sp"),
+    (
+        fit("--model.lr_scheduler=OneCycleLR", *ONE_CYCLE),
+        "--model.lr_scheduler OneCycleLR: it would cycle momentum into an .* has none; set --model",
+    ),
+    (
+        fit("--model.lr_scheduler=CyclicLR", *CYCLE),
+        "--model.lr_scheduler CyclicLR: it would cycle momentum into an optimizer that has none",
+    ),
+    (fit("--trainer.gradient_clip_val=0"), "--trainer.gradient_clip_val 0.*: it would clip noth"),
     # values of the trainer
     (fit("--trainer.accelerator=quantum"), "--trainer.accelerator quantum: "),
     (fit("--trainer.accelerator=tpu"), "--trainer.accelerator tpu: "),

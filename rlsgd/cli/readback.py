@@ -8,30 +8,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rlsgd.callbacks.base import run_folder
-from rlsgd.optimizers.arguments import read_back, try_out
+from rlsgd.optimizers.arguments import read_back
 from rlsgd.resume.changes import check_changes, settings_of
 from rlsgd.study.as_run import listed
 from rlsgd.study.provenance import add_to_provenance
-
-
-def check_settings(trainer: Any, model: Any) -> None:
-    """Refuse an optimizer, scheduler or clipping that would not do what is asked.
-
-    Raises:
-        ValueError: names the flag.
-    """
-    clip = trainer.gradient_clip_val
-    if clip is not None and not clip > 0:
-        raise ValueError(
-            f"--trainer.gradient_clip_val {clip}: it would clip nothing; give a number above 0, or "
-            "leave it out"
-        )
-    factories = [("--model.optimizer", model.optimizer)]
-    critic = getattr(model, "value_optimizer", None)
-    if critic is not None:
-        factories.append(("--model.value_optimizer", critic))
-    for line in try_out(factories, model.lr_scheduler):
-        say(trainer, line)
 
 
 def check_resumed(

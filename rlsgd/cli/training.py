@@ -39,7 +39,7 @@ from rlsgd.cli.iterations import (
     require_whole_iteration,
 )
 from rlsgd.cli.optimizers import check_optimizers
-from rlsgd.cli.readback import OptimizerArguments, check_resumed, check_settings
+from rlsgd.cli.readback import OptimizerArguments, check_resumed, say
 from rlsgd.cli.trainer import trainer_defaults
 from rlsgd.core.command import UsageError
 from rlsgd.core.composition import composed_arguments
@@ -145,8 +145,8 @@ class TrainingCLI(LightningCLI):
         if isinstance(self.model, RLModule):
             self.datamodule._check_positive()
             check_sizes(self.model, self.datamodule, trainer)
-        check_optimizers(trainer, self.model)
-        check_settings(trainer, self.model)
+        for line in check_optimizers(trainer, self.model):
+            say(trainer, line)
         check_disk_space(trainer, self.model)
         resumed = self.resume()
         if not trainer.fast_dev_run:

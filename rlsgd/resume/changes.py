@@ -1,7 +1,7 @@
 """What may change between a run and its resumption: everything else is refused.
 
-`TABLE` gives the kind of every setting, by its dotted key. `check_changes` compares the settings of
-the run, as its `config.yaml` has them, with those that are given now.
+`TABLE` gives the kind of every setting, by its dotted key; docs/resume.md shows it. `check_changes`
+compares the settings of the run, as its `config.yaml` has them, with those that are given now.
 """
 
 from __future__ import annotations
@@ -43,10 +43,18 @@ TABLE: dict[str, Kind] = {
 
 
 SCHEDULE = "model.init_args.lr_scheduler.init_args."
+SAME = ("model", "data", "seed_everything")  # what makes two runs the same
 
 
-def kind_of(key: str) -> Kind | None:
-    """Kind of a setting by its dotted key; None where a change is refused."""
+def kind_of(key: str, settings: dict[str, Any] | None = None) -> Kind | None:
+    """Kind of a setting by its dotted key; None where a change is refused.
+
+    Args:
+        key: with `init_args`, or without.
+        settings: of the run: in a few schedulers everything takes effect.
+    """
+    if settings is not None and key.startswith(SCHEDULE) and _is_by_number(settings):
+        return "now"
     parts = [part for part in key.split(".") if part != "init_args"]
     for length in range(len(parts), 0, -1):
         if found := TABLE.get(".".join(parts[:length])):
@@ -60,6 +68,23 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any,
     A class that differs is one change: its arguments are those of another class.
     """
     return list(_changes(before, now, ""))
+
+
+def other_run(before: Any, now: dict[str, Any]) -> list[str]:
+    """Settings that make two runs different ones, as `--flag NOW (there BEFORE)`.
+
+    Args:
+        before: settings of a run, as plain data; anything else is no run, and differs.
+        now: those given.
+    """
+    if not isinstance(before, dict):
+        return ["config.yaml (there none)"]
+    pair = [{key: settings.get(key) for key in SAME} for settings in (before, now)]
+    return [
+        f"{_flag(key)} {_shown(new)} (there {_shown(old)})"
+        for key, old, new in changes(*pair)
+        if kind_of(key, now) is None
+    ]
 
 
 def check_changes(path: str, before: dict[str, Any], now: dict[str, Any], done: int) -> list[str]:
@@ -79,10 +104,7 @@ def check_changes(path: str, before: dict[str, Any], now: dict[str, Any], done: 
     """
     lines = []
     for key, old, new in changes(before, now):
-        kind = kind_of(key)
-        if key.startswith(SCHEDULE) and _is_by_number(now):
-            kind = "now"
-        flag = "--" + key.replace(".init_args", "").removesuffix(".class_path")
+        kind, flag = kind_of(key, now), _flag(key)
         if kind is None:
             raise ValueError(
                 f"{flag} {_shown(new)}: the run of --ckpt_path {path} has {_shown(old)}, and this "
@@ -127,6 +149,10 @@ def _is_by_number(now: dict[str, Any]) -> bool:
     """Whether the scheduler computes the rate from its arguments, not from a checkpoint's."""
     scheduler = now["model"]["init_args"]["lr_scheduler"]["class_path"]
     return scheduler.rpartition(".")[2] == "WarmupCosine"
+
+
+def _flag(key: str) -> str:
+    return "--" + key.replace(".init_args", "").removesuffix(".class_path")
 
 
 def _shown(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,8 @@ import yaml
 
 from rlsgd.core.run_folder import order_of
 from rlsgd.resume.callback import FOLDER
+from rlsgd.resume.changes import other_run
 from rlsgd.resume.files import checkpoints_in, read_checkpoint
-
-SAME = ("model", "data", "seed_everything")  # what makes two runs the same
 
 
 def is_requeued() -> bool:
@@ -27,21 +27,24 @@ def last_checkpoint(
     """The newest readable checkpoint of the run that is meant.
 
     Args:
-        named: the folder that the user named, taken as it is; None means the run in `root` of the
-            same model, data and seed that was started or continued last.
+        named: the folder that the user named, taken as it is; None means the run in `root` that
+            was started or continued last, of those that differ in nothing that cannot change.
         root: where rlsgd puts the folders that it names.
         given: the present settings as plain data, as `config.yaml` of a run has them.
         go_on: whether the run is continued, not evaluated. It may then start from the beginning,
             where it was stopped before its first checkpoint: there the answer is None.
 
     Raises:
-        ValueError: there is none, none that can be read, or it is of another run.
+        ValueError: there is none, none that can be read, or it is of another run; names settings
+            in which the nearest run differs.
     """
     folders, where = [], f"no run of this model, data and seed under {root} has a checkpoint"
     if named is not None:
         folders, where = [named], f"{named} has no checkpoint"
+    else:
+        folders = _same_runs(root, given)
     damaged = None
-    for folder in folders or _same_runs(root, given):
+    for folder in folders:
         for path in checkpoints_in(folder / FOLDER):
             try:
                 read_checkpoint(path)
@@ -52,14 +55,14 @@ def last_checkpoint(
             return path
     if damaged is not None:
         raise damaged
-    before = None if named is None else _config(named)
-    if not go_on or (before is not None and not _is_same(before, given)):
-        raise ValueError(
-            f"--ckpt_path last: {where}. Start without --ckpt_path, with --config "
-            "configs/trainer/checkpoint.yaml or --trainer.enable_checkpointing true"
-        )
-    print(f"rlsgd: {where}: starting from the beginning", file=sys.stderr)
-    return None
+    others = _other_runs(root.glob("*") if named is None else [named], given)
+    if go_on and (not others or (named is None and is_requeued())):
+        print(f"rlsgd: {where}: starting from the beginning", file=sys.stderr)
+        return None
+    raise ValueError(
+        f"--ckpt_path last: {where}{others}. Start anew without --ckpt_path, with --config "
+        "configs/trainer/checkpoint.yaml or --trainer.enable_checkpointing true"
+    )
 
 
 def is_local(checkpoint: str) -> bool:
@@ -89,4 +92,18 @@ def _config(folder: Path) -> Any:
 
 
 def _is_same(config: Any, given: dict[str, Any]) -> bool:
-    return isinstance(config, dict) and all(config.get(key) == given.get(key) for key in SAME)
+    return not other_run(config, given)
+
+
+def _other_runs(folders: Iterable[Path], given: dict[str, Any]) -> str:
+    """What the run that is nearest has else, in words; empty where one is the same, or none is."""
+    configs = [(folder, config) for folder in folders if (config := _config(folder)) is not None]
+    found = [(other_run(config, given), folder) for folder, config in configs]
+    if not found:
+        return ""
+    differs, folder = min(found, key=lambda one: (len(one[0]), -order_of(one[1]), one[1].name))
+    if not differs:
+        return ""
+    more = f" and {len(differs) - 3} more" if len(differs) > 3 else ""
+    shown = ", ".join(differs[:3])
+    return f"; the nearest, {folder}, differs in {shown}{more}: to go on with it, leave that"

@@ -74,6 +74,32 @@ def test_the_folder_of_another_run_is_not_started_over(tmp_path):
         last(own, tmp_path)
 
 
+def test_the_nearest_of_other_runs_is_named_with_both_values(tmp_path, monkeypatch):
+    """A run of other settings is not gone on with, and no run is begun in its place."""
+
+    def config(rate: float, seed: int, samples: int = 0) -> dict[str, Any]:
+        arguments = {"optimizer": {"class_path": "SGD", "init_args": {"lr": rate}}}
+        arguments["eval_samples"] = samples
+        model = {"class_path": "GRPO", "init_args": arguments}
+        return {"model": model, "data": {"seed": 1}, "seed_everything": seed}
+
+    make_run(tmp_path / "far", config(0.1, 2), 3, order=3)
+    make_run(tmp_path / "before", config(0.1, 1), 3, order=1)
+    near = make_run(tmp_path / "near", config(0.4, 1), 3, order=2)
+    given = config(0.2, 1)
+    with pytest.raises(ValueError) as refused:
+        last_checkpoint(None, tmp_path, given=given, go_on=True)
+    assert str(refused.value).startswith(
+        f"--ckpt_path last: no run of this model, data and seed under {tmp_path} has a checkpoint; "
+        f"the nearest, {near}, differs in --model.optimizer.lr 0.2 (there 0.4): "
+    )
+    # what may change makes no other run
+    found = last_checkpoint(None, tmp_path, given=config(0.4, 1, samples=4), go_on=True)
+    assert found == near / "checkpoints/iteration=3.ckpt"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # nobody is there to read a refusal
+    assert last_checkpoint(None, tmp_path, given=given, go_on=True) is None
+
+
 def test_an_evaluation_needs_a_checkpoint(tmp_path):
     with pytest.raises(ValueError, match=r"^--ckpt_path last: no run of this model, data and seed"):
         last(None, tmp_path, go_on=False)
