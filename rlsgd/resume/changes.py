@@ -28,6 +28,8 @@ TABLE: dict[str, Kind] = {
     "trainer.callbacks": "now",
     "trainer.check_val_every_n_epoch": "now",
     "trainer.limit_val_batches": "now",
+    "trainer.limit_test_batches": "place",
+    "trainer.limit_predict_batches": "place",
     "trainer.num_sanity_val_steps": "place",
     "trainer.profiler": "place",
     "trainer.fast_dev_run": "place",
