@@ -1,13 +1,19 @@
 """README fits a screen and links its pages; every page of the site is found from its home."""
 
+import json
 import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 DOCS = Path("docs")
 README = Path("README.md").read_text()
+WRITTEN = [Path("README.md"), *sorted(DOCS.glob("*.md"))]
 
 
 def links(page: Path) -> set[Path]:
@@ -59,3 +65,28 @@ def test_the_numbers_in_readme_are_those_of_the_report():
         shares = re.findall(r"(\d+\.\d+) ± \d+\.\d+", text)
         assert unchanged in {f"{float(share):.0f}" for share in shares}, optimizer
         assert f"{unchanged} %" in README
+
+
+def code_blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.slow
+def test_code_in_readme_and_docs_passes_pyright_as_the_repository_does(tmp_path):
+    """In one run of pyright, with the settings of pyproject.toml."""
+    blocks = [(page, block) for page in WRITTEN for block in code_blocks(page)]
+    assert {page.name for page, _ in blocks} >= {"README.md", "tutorial.md", "metrics.md"}
+    for number, (page, block) in enumerate(blocks):
+        (tmp_path / f"{page.stem.lower().replace('-', '_')}_{number}.py").write_text(block)
+    settings = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["pyright"]
+    mode = {
+        key: value
+        for key, value in settings.items()
+        if key.startswith("report") or key in ("typeCheckingMode", "pythonVersion")
+    }
+    mode |= {"include": ["*.py"], "extraPaths": [str(Path.cwd())]}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(mode))
+    pyright = Path(sys.executable).parent / "pyright"
+    command = [pyright, "--pythonpath", sys.executable, "--project", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
