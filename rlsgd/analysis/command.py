@@ -13,8 +13,9 @@ from rich.table import Table
 
 from rlsgd.analysis.comparison import Comparison
 from rlsgd.analysis.tensor_update import RELATIVE, Measures
-from rlsgd.core.command import TypedParser, run_command
+from rlsgd.core.command import run_command
 from rlsgd.core.layer_kinds import heatmap
+from rlsgd.core.typed_parser import TypedParser
 from rlsgd.functional.bf16_difference import ISCLOSE
 
 _DESCRIPTION = (

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import jsonargparse
-
 DEBUG = "RLSGD_DEBUG"
 ISSUES = "the issue tracker of rlsgd"
 
@@ -35,10 +33,6 @@ class PlainParser(OneLine, argparse.ArgumentParser):
     """argparse's."""
 
 
-class TypedParser(OneLine, jsonargparse.ArgumentParser):
-    """jsonargparse's."""
-
-
 def run_command(
     name: str, argv: Sequence[str], parser: Any, work: Callable[[Any], int | None]
 ) -> int:
@@ -47,7 +41,7 @@ def run_command(
     Args:
         name: of the command.
         argv: what follows it.
-        parser: a `PlainParser` or `TypedParser`.
+        parser: a `PlainParser`, or a `TypedParser` of `core/typed_parser.py`.
         work: gets the arguments; returns an exit status, None for 0.
     """
     given: Any = None

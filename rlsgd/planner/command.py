@@ -11,7 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from rlsgd.core.command import TypedParser, run_command
+from rlsgd.core.command import run_command
+from rlsgd.core.typed_parser import TypedParser
 from rlsgd.planner.architecture import load_architecture
 from rlsgd.planner.optimizers import measure_optimizer
 from rlsgd.planner.report import draw, make_record, print_record

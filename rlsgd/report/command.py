@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlsgd.core.command import TypedParser, run_command
+from rlsgd.core.command import run_command
+from rlsgd.core.typed_parser import TypedParser
 
 _DESCRIPTION = """\
 Put finished studies and runs on one HTML page, OUT/report.html, that needs no other file and no

@@ -14,7 +14,8 @@ from typing import Any
 from jsonargparse import DefaultHelpFormatter
 from rich.console import Console
 
-from rlsgd.core.command import TypedParser, run_command
+from rlsgd.core.command import run_command
+from rlsgd.core.typed_parser import TypedParser
 from rlsgd.study.arms import Arm, Evaluation, Study, load_study
 from rlsgd.study.evaluations import evaluation_record, evaluation_runs
 from rlsgd.study.expansion import expand_runs
