@@ -31,7 +31,7 @@ class Fork:
     """A child of this process that grades lists of items until it is ended.
 
     Args:
-        reward: what to run.
+        reward: verifier that grades the items.
         order: the `wall`, and `memory_bytes`, the most address space.
     """
 

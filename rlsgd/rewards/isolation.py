@@ -37,8 +37,8 @@ class IsolatedWorker:
     `WALLS` that works here, if the reward is `walled`.
 
     Args:
-        reward: what to run there; it must be picklable.
-        timeout_seconds: for each item. Start-up and imports have `START_UP_SECONDS` of their own.
+        reward: verifier to run there; it must be picklable.
+        timeout_seconds: limit for each item. Start-up and imports have `START_UP_SECONDS` of their own.
         allow_unwalled: run a walled reward with the trainer's rights where no wall works.
         walls: kinds to try, in this order.
     """

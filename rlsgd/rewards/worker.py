@@ -77,7 +77,7 @@ class Server:
     """Serves lists of items with forks of this process, which stays as it is.
 
     Args:
-        reward: what to run.
+        reward: verifier that grades the items.
         order: `wall`, `timeout_seconds` of an item and `memory_bytes` of a fork.
         requests: the channel that lists of items come from.
         replies: the channel that grades go to, one message each.

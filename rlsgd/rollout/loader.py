@@ -83,7 +83,7 @@ class ExperienceLoader:
     denominator of its whole minibatch over all ranks, so splitting changes no gradient.
 
     Args:
-        data: where an epoch's prompts come from.
+        data: source of an epoch's prompts.
         trainer: its `lightning_module` is a LearningModule.
     """
 

@@ -123,7 +123,9 @@ def test_counts_are_checked_before_the_tokenizer_is_loaded(counting, flag):
         module(counting(), "/no/tokenizer", **{flag: 0}).setup("fit")
     with pytest.raises(ValueError, match=r"--data.val_problems must not be negative; got -1"):
         module(counting(), "/no/tokenizer", val_problems=-1).setup("fit")
-    with pytest.raises(ValueError, match=r"--data.val_problems is 0, which leaves nothing to test"):
+    with pytest.raises(
+        ValueError, match=r"--data.val_problems is 0, which leaves nothing to evaluate"
+    ):
         module(counting(), "/no/tokenizer", val_problems=0).setup("test")
 
 
