@@ -53,7 +53,7 @@ CASES = [
     (fit("--data.reward=ExactAnswr"), "--data.reward ExactAnswr: .* did you mean ExactAnswer?"),
     (
         fit("--data.reward=math.sqrt"),
-        "--data.reward math.sqrt: is no Reward; .*rlsgd.rewards.Reward",
+        "--data.reward: sqrt takes 'x' by position only; arguments get their values by name",
     ),
     (fit("--data.reward=no_such_module.reward"), "--data.reward no_such_.*: there is no module"),
     (fit("--trainer.callbacks+=UpdateSparsty"), "--trainer.callbacks .* mean UpdateSparsity?"),
@@ -130,7 +130,10 @@ CASES = [
     (fit("--model.policy={}/pickled"), "--model.policy .*pickled: .*save them as safetensors"),
     (fit("--model.policy={}/shapes"), "--model.policy .*shapes: .*"),
     (fit("--model.policy={}/quantized"), "--model.policy .*quantized: "),
-    (fit("--model.policy={}/raises"), "--model.policy .*raises.*: its chat template raised"),
+    (
+        fit("--model.policy={}/raises"),
+        "--data.chat_template: the template refuses .*: TemplateError: no such",
+    ),
     (fit("--model.max_completion_tokens=many"), "--model.max_completion_tokens many: must be int"),
     (fit("--model.weight_rounding=up"), "--model.weight_rounding up: must be .*nearest"),
     # files

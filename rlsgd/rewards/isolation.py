@@ -38,7 +38,7 @@ class IsolatedWorker:
 
     Args:
         reward: verifier to run there; it must be picklable.
-        timeout_seconds: limit for each item. Start-up and imports have `START_UP_SECONDS` of their own.
+        timeout_seconds: limit for each item. Start-up and imports have `START_UP_SECONDS`.
         allow_unwalled: run a walled reward with the trainer's rights where no wall works.
         walls: kinds to try, in this order.
     """
