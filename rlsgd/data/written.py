@@ -10,12 +10,13 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
-from datasets import ClassLabel, Dataset, Features
+
+if TYPE_CHECKING:  # slow to import, and training on sums needs none of it
+    import pyarrow as pa
+    from datasets import Dataset, Features
 
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
@@ -47,6 +48,8 @@ def read_file(path: Path, file_format: str) -> Table:
         file_format: `json` (also JSON lines), `csv` or `parquet`.
     """
     if file_format == "parquet":
+        import pyarrow.parquet
+
         return arrow_rows(pyarrow.parquet.read_table(path))
     rows = list(_csv_rows(path) if file_format == "csv" else _json_rows(path))
     return Table(rows, list(dict.fromkeys(column for row in rows for column in row)))
@@ -59,6 +62,8 @@ def dataset_rows(table: Dataset) -> Table:
 
 def arrow_rows(table: pa.Table, features: Features | None = None) -> Table:
     """All rows of an Arrow table; float32 0.1 is written 0.1, not 0.10000000149011612."""
+    from datasets import Features
+
     columns = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         short = {"float", "halffloat"} & set(str(column.type).replace(">", " ").split())
@@ -90,6 +95,8 @@ def has_path(table: Table, path: str) -> bool:
 
 def is_class_label(table: Table, path: str) -> bool:
     """Whether a column holds numbers that stand for names which are kept elsewhere."""
+    from datasets import ClassLabel
+
     feature: Any = table.features
     for name in [path] if path in table.columns else path.split("."):
         feature = feature.get(name) if isinstance(feature, dict) else None
@@ -141,6 +148,8 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _scalar(value: pa.Scalar) -> Any:
     """A value of Arrow's; the shortest text that is the same number in its own precision."""
+    import pyarrow as pa
+
     if not value.is_valid:
         return None
     if isinstance(value, (pa.FloatScalar, pa.HalfFloatScalar)):
