@@ -52,8 +52,11 @@ class OptimizerArguments(Callback):
             groups = "; ".join(listed(group) for group in part["arguments"])
             said = "" if name == "policy" else f"{name}: "
             say(trainer, f"{said}{part['class']} runs with {groups}")
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
-            add_to_provenance(run_folder(trainer), optimizers=found)
+        if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            return
+        folder = run_folder(trainer)  # on every rank: it is a broadcast
+        if trainer.is_global_zero:
+            add_to_provenance(folder, optimizers=found)
             for logger in trainer.loggers:
                 logger.log_hyperparams(logged)
 
