@@ -71,7 +71,8 @@ test-newest:
 docs: .venv/dev
 	$(BIN)/zensical build --strict --clean
 
-smollm2: .venv/dev
+smollm2: .venv/main
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gguf]'
 	$(BIN)/rlsgd data prepare smollm2
 
 embedded: .venv/main

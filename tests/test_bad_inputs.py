@@ -137,7 +137,13 @@ CASES = [
     (fit("--model.max_completion_tokens=many"), "--model.max_completion_tokens many: must be int"),
     (fit("--model.weight_rounding=up"), "--model.weight_rounding up: must be .*nearest"),
     # files
-    (fit("--config=configs/none_such.yaml"), "--config.*none_such.yaml"),
+    (fit("--config=configs/none_such.yaml"), "--config.*none_such.yaml: there is no such file and"),
+    (
+        fit("--config=configs/rloo_embeded.yaml"),
+        "--config .* did you mean configs/rloo_embedded.yaml",
+    ),
+    (fit("--config=rlo_embedded"), "--config rlo_embedded: .* did you mean rloo_embedded"),
+    (fit("--config={}/includes.yaml"), "--config .*includes.yaml: it includes none, .*recipe"),
     (fit("--config={}/broken.yaml"), "--config.*"),
     (fit("--config={}/list.yaml"), "--config.*"),
     (fit("--ckpt_path=/no/such.ckpt"), "--ckpt_path /no/such.ckpt: there is no such checkpoint"),
@@ -150,7 +156,13 @@ CASES = [
     (["fit"], "--data, --model: is missing"),
     (["fitt"], "fitt: there is no such command; did you mean fit?"),
     (["study"], "CONFIG: is missing"),
-    (["study", "none.yaml"], "CONFIG none.yaml does not exist"),
+    (["study", "none.yaml"], "CONFIG none.yaml: there is no such file and no such recipe"),
+    (["study", "quikstart"], "CONFIG quikstart: there is no .* did you mean studies/quickstart"),
+    ([*STUDY, "--overlay=trainer/gpuu"], "--overlay trainer/gpuu: .* did you mean trainer/gpu?"),
+    (["recipes", "copy", "rloo_embeded"], "NAME rloo_embeded: .* did you mean rloo_embedded"),
+    (["recipes", "copy", "gpu", "pyproject.toml"], "TARGET pyproject.toml: exists already; name"),
+    (["recipes", "copy", "mkdocs.yml"], "NAME mkdocs.yml: is a file of yours"),
+    (["recipes", "cp"], ".*cp: there is no such choice"),
     ([*STUDY, "--jbos=3"], "--jbos: there is no such argument; did you mean --jobs?"),
     ([*STUDY, "--jobs=x"], "--jobs x: must be int"),
     (["analyze", "embedded"], "TUNED: is missing"),
@@ -180,6 +192,7 @@ def files(tmp_path_factory) -> Path:
         "typo_trainer.yaml": "trainer:\n  max_epoch: 2\n",
         "broken.yaml": "model: [unclosed\ntrainer: {",
         "list.yaml": "- 1\n- 2\n",
+        "includes.yaml": "include: none\n",
         "text.ckpt": "no checkpoint",
     }.items():
         (folder / name).write_text(text)

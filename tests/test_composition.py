@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from rlsgd.core.composition import composed, composed_arguments, composed_bytes, merged
+from rlsgd.core.recipes import recipes
 
 
 def write(folder, name, text):
@@ -66,9 +67,10 @@ def test_the_command_line_sees_whole_files_and_every_other_argument_as_it_was(tm
     write(tmp_path, "a.yaml", "x: 1\n")
     top = write(tmp_path, "top.yaml", "include: a.yaml\ny: 2\n")
     plain = write(tmp_path, "plain.yaml", "z: 3\n")
-    given = ["fit", "--config", str(top), f"--config={top}", "--config", str(plain), "--config=no"]
-    with composed_arguments(given) as arguments:
+    given = ["fit", "--config", str(top), f"--config={top}", "--config", str(plain), "--config={}"]
+    with composed_arguments([*given, "--config", "trainer/cpu"]) as arguments:
         assert [arguments[i] for i in (0, 1, 4, 5, 6)] == [given[i] for i in (0, 1, 4, 5, 6)]
+        assert arguments[8] == str(recipes()["trainer/cpu"])
         made = [arguments[2], arguments[3].removeprefix("--config=")]
         for name in made:
             assert name.endswith("top.yaml")

@@ -68,9 +68,6 @@ def explain_settings(message: str, flags: Sequence[str] = ()) -> str:
         return explain(message, list(flags))
     if own := re.search(r"^\s*(?:- )?(?:.*?: )?(--[a-z][\w.]* .*)$", message, re.MULTILINE):
         return own[1]
-    if found := re.search(r"File does not exist: '(.*?)'", message):
-        there = [str(path) for path in Path(found[1]).parent.glob("*.yaml")]
-        return f"--config {found[1]}: there is no such file{did_you_mean(found[1], there)}"
     if found := re.search(r"does not accept option '([\w.]+)'", message):
         return explain(f"unrecognized arguments: --{found[1]}", list(flags))
     patterns = (NOT_TAKEN, NO_MODULE, NOT_FOUND, NOT_OF_KIND, REQUIRED)
@@ -119,7 +116,7 @@ def check_configs(argv: Sequence[str]) -> None:
     given += [after for word, after in pairwise(argv) if word in ("--config", "-c")]
     for path in (Path(one) for one in given if "\n" not in one and not one.startswith("{")):
         if not path.is_file():
-            continue  # which the parser says
+            continue  # a recipe, or nothing
         try:
             settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -128,7 +125,9 @@ def check_configs(argv: Sequence[str]) -> None:
             reason = one_line(str(error)).replace(' in "<unicode string>",', " in")
             raise UsageError(f"--config {path}: is no valid YAML; mend it: {reason}") from error
         if not isinstance(settings, dict):
-            raise UsageError(f"--config {path}: must hold settings by name; see configs/ for some")
+            raise UsageError(
+                f"--config {path}: must hold settings by name; rlsgd recipes lists some"
+            )
 
 
 def explain_trainer(error: Exception, settings: Any) -> str:

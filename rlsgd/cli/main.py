@@ -16,7 +16,7 @@ usage: rlsgd COMMAND ...
 Optimizers in reinforcement-learning post-training of language models.
 
 commands:
-  fit        train a policy:              rlsgd fit --config configs/grpo_embedded.yaml
+  fit        train a policy:              rlsgd fit --config grpo_embedded
   validate   accuracy on the validation problems, with intervals
   test       the same on the test problems; --model.eval_samples 8 adds avg@8, pass@k, majority@8
   predict    write greedy completions of the test problems to predictions.jsonl
@@ -25,7 +25,8 @@ commands:
   data       fetch, check and clean the papers' data sets: rlsgd data list
   delta      what changed between two checkpoints, as a small exact file: rlsgd delta --help
   memory     what training takes of memory and network: rlsgd memory --model qwen3-1.7b
-  study      run the arms of a study and report: rlsgd study configs/studies/quickstart.yaml
+  study      run the arms of a study and report: rlsgd study quickstart
+  recipes    what ships, and a copy to edit: rlsgd recipes copy grpo_embedded
   report     finished studies and runs on one HTML page: rlsgd report runs/quickstart
 
 rlsgd COMMAND --help lists a command's flags; rlsgd fit --model.help GRPO those of a class.
@@ -39,6 +40,7 @@ COMMANDS = {
     "data": "rlsgd.preparation.command",
     "delta": "rlsgd.deltas.command",
     "memory": "rlsgd.planner.command",
+    "recipes": "rlsgd.cli.recipes",
     "report": "rlsgd.report.command",
 }
 TRAINING = ("fit", "validate", "test", "predict")

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from rlsgd.core.recipes import find_config, find_named
+
 INCLUDE = "include"
 
 
@@ -17,7 +19,8 @@ def composed(path: Path) -> dict[str, Any]:
     """Settings of a config file over those that it includes.
 
     Args:
-        path: A YAML mapping. Files under `include`, relative to it, come first and in their order.
+        path: A YAML mapping. Files under `include`, relative to it, or recipes by their names, come
+            first and in their order.
 
     Raises:
         ValueError: A file is missing, no YAML mapping, or includes itself.
@@ -27,7 +30,7 @@ def composed(path: Path) -> dict[str, Any]:
 
 def composed_bytes(path: Path) -> bytes:
     """The bytes of a config file and of all that it includes, for a hash that sees every change."""
-    included = [composed_bytes(path.parent / name) for name in _included(path, _mapping(path))]
+    included = [composed_bytes(file) for file in _included(path, _mapping(path))]
     return b"\0".join([path.read_bytes(), *included])
 
 
@@ -51,6 +54,9 @@ def composed_arguments(arguments: Sequence[str]) -> Iterator[list[str]]:
     """Command-line arguments in which every `--config` is a file that includes no other.
 
     The files that had to be made are gone afterwards.
+
+    Raises:
+        ValueError: A config is neither a file nor a recipe.
     """
     with tempfile.TemporaryDirectory(prefix="rlsgd-config-") as folder:
         plain: list[str] = []
@@ -65,9 +71,11 @@ def composed_arguments(arguments: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _plain(name: str, folder: Path) -> str:
-    path = Path(name)
+    if "\n" in name or name.startswith("{"):
+        return name  # settings themselves
+    path = find_config(name, "--config")
     if not path.is_file() or f"{INCLUDE}:" not in path.read_text(encoding="utf-8"):
-        return name
+        return str(path)
     folder.mkdir()
     plain = folder / path.name  # the name that messages will show
     plain.write_text(yaml.safe_dump(composed(path), sort_keys=False), encoding="utf-8")
@@ -79,20 +87,25 @@ def _composed(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise ValueError(f"--config {path}: it includes itself; take it out of `{INCLUDE}`")
     own = _mapping(path)
     settings: dict[str, Any] = {}
-    for name in _included(path, own):
-        settings = merged(settings, _composed(path.parent / name, (*above, path.resolve())))
+    for file in _included(path, own):
+        settings = merged(settings, _composed(file, (*above, path.resolve())))
     return merged(settings, {key: value for key, value in own.items() if key != INCLUDE})
 
 
-def _included(path: Path, settings: dict[str, Any]) -> list[str]:
+def _included(path: Path, settings: dict[str, Any]) -> list[Path]:
     names = settings.get(INCLUDE, [])
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"--config {path}: `{INCLUDE}` must be a list of files, not {names!r}")
+    files = []
     for name in names:
-        if not (path.parent / name).is_file():
-            raise ValueError(f"--config {path}: it includes {name}, which does not exist beside it")
-    return names
+        if (file := find_named(path, name)) is None:
+            raise ValueError(
+                f"--config {path}: it includes {name}, which does not exist beside it, nor as a "
+                "recipe (rlsgd recipes lists them)"
+            )
+        files.append(file)
+    return files
 
 
 def _mapping(path: Path) -> dict[str, Any]:

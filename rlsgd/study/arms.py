@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from rlsgd.core.recipes import find_config, find_named
+
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RESERVED_NAMES = {"plots"}
 
@@ -107,7 +109,8 @@ class Study:
 
     Args:
         name: Names the study in its report.
-        config: The `rlsgd fit` config every run starts from, relative to the study file.
+        config: The `rlsgd fit` config every run starts from, relative to the study file, or a
+            recipe's name.
         arms: The optimizers to compare.
         out: Folder of the runs and the report, relative to the current directory
             (default: runs/NAME).
@@ -202,15 +205,14 @@ def load_study(path: Path, *, overlays: Sequence[str] = (), **changes: Any) -> S
     """The study in a YAML file, with `changes` (None: keep the file's value) on top.
 
     Args:
-        path: The file.
-        overlays: More of them, relative to the current directory, after the file's own.
+        path: The file, or the name of a recipe.
+        overlays: More of them, relative to the current directory or recipes, after the file's own.
         changes: Other values for keys of the study.
 
     Raises:
         ValueError: The file or its base config is missing, or a key is unknown or wrong.
     """
-    if not path.is_file():
-        raise ValueError(f"CONFIG {path} does not exist")
+    path = find_config(str(path), "CONFIG")
     parser = study_parser()
     try:
         parsed = parser.parse_string(path.read_text(encoding="utf-8"))
@@ -229,23 +231,22 @@ def load_study(path: Path, *, overlays: Sequence[str] = (), **changes: Any) -> S
     own = [_config_file(path, overlay) for overlay in study.overlays]
     given["overlays"] = [*own, *map(_overlay_file, overlays)]
     if study.published is not None:
-        given["published"] = str((path.parent / study.published).resolve())
+        given["published"] = _config_file(path, study.published)
     return replace(study, config=_config_file(path, study.config), arms=arms, **given)
 
 
 def _overlay_file(config: str) -> str:
     """Absolute path of a config that the command line names."""
-    if not Path(config).is_file():
-        raise ValueError(f"--overlay {config} does not exist")
-    return str(Path(config).resolve())
+    return str(find_config(config, "--overlay").resolve())
 
 
 def _config_file(study: Path, config: str) -> str:
-    """Absolute path of a config that a study file names relative to itself."""
-    found = (study.parent / config).resolve()
-    if not found.is_file():
-        raise ValueError(f"{study}: config {config!r} does not exist ({found})")
-    return str(found)
+    """Absolute path of a config that a study file names: relative to itself, or a recipe."""
+    found = find_named(study, config)
+    if found is None:
+        where = (study.parent / config).resolve()
+        raise ValueError(f"{study}: config {config!r} does not exist ({where}), nor as a recipe")
+    return str(found.resolve())
 
 
 def _require_folder_name(key: str, value: str) -> None:

@@ -119,7 +119,11 @@ def _parser() -> TypedParser:
         epilog=keys,
         formatter_class=_HelpFormatter,
     )
-    parser.add_argument("CONFIG", type=str, help="the study's YAML file; its keys are listed below")
+    parser.add_argument(
+        "CONFIG",
+        type=str,
+        help="the study's YAML file, or the name of a recipe; its keys are listed below",
+    )
     parser.add_argument("--out", type=str, help="instead of the file's out")
     parser.add_argument("--jobs", type=int, help="instead of the file's jobs")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the file's seeds")

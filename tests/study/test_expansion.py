@@ -135,7 +135,7 @@ def test_overlays_come_between_the_overrides_of_study_and_arm(write_study, tmp_p
 
 
 def test_overlays_that_cannot_be_used_are_refused(write_study, tmp_path):
-    with pytest.raises(ValueError, match=r"^--overlay absent\.yaml does not exist"):
+    with pytest.raises(ValueError, match=r"^--overlay absent\.yaml: there is no such file"):
         load_study(write_study(), overlays=["absent.yaml"])
     with pytest.raises(ValueError, match=r"config 'absent\.yaml' does not exist"):
         load_study(write_study(overlays=["absent.yaml"]))
