@@ -3,11 +3,13 @@
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaModel, PreTrainedConfig
 
 from rlsgd.core.types import TokenBatch
 from rlsgd.models.loading import load_policy
 from rlsgd.models.value_model import ValueModel, load_value_model
+from tests.distributed.fits import FixedSampler, fit
+from tests.helpers.architectures import tiny_model as tiny_model_of
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32 rounding of two layers, batched against alone
 PROMPTS = [[5, 9, 12], [7], [20, 3, 4, 11]]
@@ -126,8 +128,17 @@ class PoisonedBackbone(nn.Module):
     def __init__(self, poison):
         super().__init__()
         self.vector, self.poison = nn.Parameter(torch.tensor([2.0, -1.0])), poison
+        self.config = PreTrainedConfig()
 
-    def forward(self, input_ids, attention_mask, **_):
+    def get_input_embeddings(self):
+        return nn.Embedding(64, 2)
+
+    def get_output_embeddings(self):
+        return None
+
+    def forward(self, input_ids, attention_mask=None):
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
         clean = self.vector.expand(*input_ids.shape, 2)
         hidden = torch.where(attention_mask[..., None] == 1, clean, self.poison)
         return type("Output", (), {"last_hidden_state": hidden})
@@ -151,3 +162,82 @@ def test_head_is_float32_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         values, _ = critic(None, batch_of(PROMPTS, COMPLETIONS))
     assert values.dtype == torch.float32 and values.max().item() == 1.0 + 2**-12
+
+
+# ---- tried out before it is used
+
+
+class MixedRows(LlamaModel):
+    """A backbone whose rows see each other."""
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None, **others):
+        output = super().forward(input_ids, attention_mask, position_ids, **others)
+        others = output.last_hidden_state.mean(0, keepdim=True)
+        output.last_hidden_state = output.last_hidden_state + 0.1 * others
+        return output
+
+
+class OtherWhenRecomputed(LlamaModel):
+    """A backbone that computes something else while it recomputes activations."""
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None, **others):
+        output = super().forward(input_ids, attention_mask, position_ids, **others)
+        if self.is_gradient_checkpointing and self.training:
+            output.last_hidden_state = output.last_hidden_state.roll(1, -1)
+        return output
+
+
+def backbone_of(tiny_llama, backbone_class):
+    return backbone_class.from_pretrained(tiny_llama, attention_dropout=0.0)
+
+
+def test_a_backbone_whose_rows_mix_is_refused_by_class_flag_and_difference(tiny_llama):
+    critic = ValueModel(backbone_of(tiny_llama, MixedRows), 32)
+    with pytest.raises(
+        ValueError,
+        match=r"^--model\.policy: MixedRows: the critic on rows padded on the right differs from "
+        r"the plain pass by 0\.\d+ of the largest value in rows of 9 tokens .* such as GRPO$",
+    ):
+        critic(None, batch_of(PROMPTS, COMPLETIONS))
+
+
+def test_a_backbone_that_recomputes_something_else_is_refused(tiny_llama):
+    backbone = backbone_of(tiny_llama, OtherWhenRecomputed)
+    critic, batch = ValueModel(backbone, 32).train(), batch_of(PROMPTS, COMPLETIONS)
+    critic(None, batch)
+    backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    with pytest.raises(
+        ValueError,
+        match=r"^--model\.activation_checkpointing true: OtherWhenRecomputed: recomputing the "
+        r"critic's activations differs from the plain pass by .*; set it to false$",
+    ):
+        critic(None, batch)
+    well_behaved = backbone_of(tiny_llama, LlamaModel)
+    well_behaved.gradient_checkpointing_enable({"use_reentrant": False})
+    ValueModel(well_behaved, 32).train()(None, batch)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_model_that_left_padding_changes_is_read_from_the_left(shared):
+    policy = tiny_model_of("recurrent-gemma")
+    critic = ValueModel(None if shared else policy.base_model, 32)
+    nn.init.normal_(critic.head.weight)
+    batch = batch_of(PROMPTS, COMPLETIONS)
+    with pytest.warns(UserWarning, match="its rows are moved to the left for the critic"):
+        values, last_values = critic(policy, batch)
+    for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
+        output = policy.base_model(torch.tensor([prompt + completion]), use_cache=False)
+        alone = critic.value_of(output.last_hidden_state[0])
+        mask = batch.completion_mask[row]
+        torch.testing.assert_close(values[row][mask], alone[len(prompt) - 1 : -1], **CLOSE)
+        torch.testing.assert_close(last_values[row], alone[-1], **CLOSE)
+
+
+def test_ppo_tries_its_critic_before_the_first_rollout(tiny_llama, tmp_path, monkeypatch):
+    def load(path, **_):
+        return ValueModel(backbone_of(path, MixedRows), 32)
+
+    monkeypatch.setattr("rlsgd.algorithms.actor_critic.load_value_model", load)
+    monkeypatch.setattr(FixedSampler, "sample", pytest.fail)
+    with pytest.raises(ValueError, match=r"^--model\.policy: MixedRows: the critic on rows"):
+        fit("ppo", tiny_llama, tmp_path)

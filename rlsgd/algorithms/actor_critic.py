@@ -9,10 +9,11 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from rlsgd.algorithms.rl import RLModule
+from rlsgd.algorithms.trying import longest_row
 from rlsgd.core.types import Rollouts
 from rlsgd.functional.critic import explained_variance
 from rlsgd.functional.masked import masked_mean
-from rlsgd.models.value_model import ValueModel, load_value_model
+from rlsgd.models.value_model import ValueModel, load_value_model, prove_states
 from rlsgd.optimizers import OptimizerContainer
 
 
@@ -55,6 +56,11 @@ class ActorCritic(RLModule):
             self.value = self.rounded(value)
             if self.value.backbone is not None:
                 self.save_activation_memory(self.value.backbone)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        for length in (0, longest_row(self)):
+            prove_states(self.value.source(self.policy), length)
 
     def configure_optimizers(self) -> Any:
         """One container with the policy's optimizer and the critic's, in this order."""

@@ -13,6 +13,7 @@ from rlsgd.algorithms.checks import check_arguments
 from rlsgd.algorithms.evaluation import Evaluator, evaluates_answers
 from rlsgd.algorithms.rollout_metrics import rollout_metrics
 from rlsgd.algorithms.token_weights import TokenWeights
+from rlsgd.algorithms.trying import longest_row, try_models
 from rlsgd.core.distributed import derived_seed
 from rlsgd.core.problems import Prompt, Scores
 from rlsgd.core.types import Experience, Microbatch, Rollouts
@@ -24,7 +25,7 @@ from rlsgd.functional.logprobs import policy_ratio
 from rlsgd.functional.losses import Clip
 from rlsgd.models.onednn import use_onednn
 from rlsgd.models.prompt_sharing import ShareSetting, settle_sharing
-from rlsgd.models.scoring import completion_logprobs, prove_scoring
+from rlsgd.models.scoring import completion_logprobs
 from rlsgd.models.sharded_loading import load_sharded_reference
 from rlsgd.rollout.loader import sample_and_score
 from rlsgd.rollout.microbatches import computed_tokens, rollout_logprobs, split_rows
@@ -120,13 +121,12 @@ class RLModule(PolicyModule):
     @property
     def shares_prompts(self) -> bool:
         """Whether policy and reference share prompts, tried out when it is first asked."""
-        return settle_sharing(self.share_prompts, filter(None, (self.policy, self.reference)))
+        models = filter(None, (self.policy, self.reference))
+        return settle_sharing(self.share_prompts, models, longest_row(self))
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        if self.reference is not None:
-            prove_scoring(self.reference)
-        _ = self.shares_prompts  # said, or refused, before the first rollout
+        try_models(self)
 
     @property
     def task_data(self) -> PromptDataModule:

@@ -16,14 +16,19 @@ def accepts(model: nn.Module, argument: str) -> bool:
     return argument in inspect.signature(type(model).forward).parameters
 
 
-def call(model: nn.Module, **inputs: Any) -> Any:
-    """The model's output; arguments that its class does not name are left out.
+def accepted(model: nn.Module, **inputs: Any) -> dict[str, Any]:
+    """The arguments that the model's class names.
 
     Bloom counts positions from the mask, Mamba has neither positions nor keys: what a model leaves
     out may change its numbers, which `rlsgd.models.fast_paths` finds out.
     """
     named = inspect.signature(type(model).forward).parameters
-    return model(**{name: value for name, value in inputs.items() if name in named})
+    return {name: value for name, value in inputs.items() if name in named}
+
+
+def call(model: nn.Module, **inputs: Any) -> Any:
+    """The model's output for those of the arguments that its class names."""
+    return model(**accepted(model, **inputs))
 
 
 def cache_argument(model: nn.Module) -> str | None:

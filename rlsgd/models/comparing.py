@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,13 @@ class Verdict:
     """How far a path is from the plain way.
 
     Args:
-        difference: largest difference of a token's log-probability, in nats.
+        difference: largest difference of a token's log-probability, in nats, or of another number.
         gradient_difference: largest difference of a gradient, in parts of its tensor's largest.
-        tolerance: what rounding explains, in nats.
+        tolerance: what rounding explains.
         gradient_tolerance: in parts.
         error: what went wrong instead, with its type.
         length: tokens of the longest row compared.
+        unit: of difference and tolerance.
     """
 
     difference: float = 0.0
@@ -40,6 +41,7 @@ class Verdict:
     gradient_tolerance: float = 0.0
     error: str = ""
     length: int = 0
+    unit: str = "nats"
 
     @property
     def holds(self) -> bool:
@@ -54,7 +56,7 @@ class Verdict:
             return f"fails ({self.error})"
         if not self.difference <= self.tolerance:
             return (
-                f"differs from the plain pass by {self.difference:.2g} nats in rows of "
+                f"differs from the plain pass by {self.difference:.2g} {self.unit} in rows of "
                 f"{self.length} tokens (rounding explains {self.tolerance:.1g})"
             )
         return f"has gradients that differ by {self.gradient_difference:.2g} of the largest"
@@ -103,41 +105,70 @@ def probe_batch(model: PreTrainedModel, threshold: int) -> TokenBatch:
     return batch.to(compute_device(model))
 
 
-def compare(
-    model: PreTrainedModel, score: Score, train_mode: bool, gradients: bool, *, threshold: int
-) -> Verdict:
-    """Compare a way of scoring with the plain one on the model that is given.
+class Plain(NamedTuple):
+    """The way that others have to equal.
 
     Args:
-        model: is left as it was.
-        score: log-probabilities [S] at temperature 1 of a batch's completion tokens, row by row.
+        score: see `FastPath`; each row alone, its token ids and no more, in eval mode.
+        unit: of the scores, in messages.
+        is_relative: differences are in parts of the largest score; otherwise as they are.
+    """
+
+    score: Score
+    unit: str = "nats"
+    is_relative: bool = False
+
+
+PLAIN = Plain(plain_scores)
+
+
+class FastPath(NamedTuple):
+    """A way of scoring that has to equal the plain one, and how it is used.
+
+    Args:
+        score: log-probabilities [S] at temperature 1 of a batch's completion tokens, row by row, or
+            the numbers of another plain way.
         train_mode: the mode that the way is used in.
         gradients: whether it is differentiated.
-        threshold: see `probe_batch`.
+        plain: what it is compared with.
     """
+
+    score: Score
+    train_mode: bool = True
+    gradients: bool = True
+    plain: Plain = PLAIN
+
+
+def compare(model: PreTrainedModel, path: FastPath, *, threshold: int) -> Verdict:
+    """Compare a way of scoring with the plain one on the model that is given, and leave it as it
+    was. For `threshold` see `probe_batch`."""
     with probing(model) as mode:
-        batch = probe_batch(model, threshold)
-        length = int(batch.attention_mask.sum(1).max())
-        leaves = _gradient_leaves(model) if gradients else []
+        leaves = _gradient_leaves(model) if path.gradients else []
+        length = 0
         try:
+            batch = probe_batch(model, threshold)
+            length = int(batch.attention_mask.sum(1).max())
             mode(False)
             with _own_kernels(model):
-                plain, expected = _scores(model, plain_scores, batch, leaves)
-            mode(train_mode)
-            scores, found = _scores(model, score, batch, leaves)
+                plain, expected = _scores(model, path.plain.score, batch, leaves)
+            mode(path.train_mode)
+            scores, found = _scores(model, path.score, batch, leaves)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a model's code raises, the path is not for it
             text = str(error).strip().partition("\n")[0][:200]
             return Verdict(error=f"{type(error).__name__}: {text}", length=length)
         eps = torch.finfo(_narrowest(model, plain)).eps
-        scale = max(1.0, float(plain.abs().max()))
+        difference, largest = _largest(scores - plain), _largest(plain)
+        if path.plain.is_relative:
+            difference, largest = difference / (largest or 1.0), 1.0
         return Verdict(
-            difference=_largest(scores - plain),
-            tolerance=eps**0.5 * scale,
+            difference=difference,
+            tolerance=eps**0.5 * max(1.0, largest),
             gradient_difference=_gradient_difference(found, expected),
             gradient_tolerance=4 * eps**0.5,
             length=length,
+            unit=path.plain.unit,
         )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,7 +21,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from rlsgd.core.distributed import global_max
 from rlsgd.models.calling import class_name
-from rlsgd.models.comparing import Score, Verdict, compare
+from rlsgd.models.comparing import PLAIN, FastPath, Plain, Score, Verdict, compare
 from rlsgd.models.sharding import compute_device, is_sharded
 
 _LENGTHS = re.compile(
@@ -29,19 +29,11 @@ _LENGTHS = re.compile(
 )
 
 
-class FastPath(NamedTuple):
-    """A way of scoring that has to equal the plain one, and how it is used, see `compare`."""
-
-    score: Score
-    train_mode: bool
-    gradients: bool
-
-
 REGISTRY: dict[str, FastPath] = {}
 
 
 def fast_path(
-    name: str, *, train_mode: bool = True, gradients: bool = True
+    name: str, *, train_mode: bool = True, gradients: bool = True, plain: Plain = PLAIN
 ) -> Callable[[Score], Score]:
     """Enter a way of scoring into the registry.
 
@@ -49,11 +41,12 @@ def fast_path(
         name: in messages; begins what "differs" or "fails".
         train_mode: the mode that the path is used in.
         gradients: whether it is differentiated.
+        plain: what it has to equal.
     """
 
     def enter(score: Score) -> Score:
         assert name not in REGISTRY
-        REGISTRY[name] = FastPath(score, train_mode, gradients)
+        REGISTRY[name] = FastPath(score, train_mode, gradients, plain)
         return score
 
     return enter
@@ -77,7 +70,7 @@ def verdict(model: PreTrainedModel, name: str, length: int = 0) -> Verdict:
     threshold = _crossed(model, length)
     known = _VERDICTS.setdefault(model, {})
     if (name, threshold) not in known:
-        known[name, threshold] = compare(model, *REGISTRY[name], threshold=threshold)
+        known[name, threshold] = compare(model, REGISTRY[name], threshold=threshold)
     return known[name, threshold]
 
 
@@ -89,7 +82,7 @@ def require(model: PreTrainedModel, name: str, *, flag: str, fix: str, length: i
     """
     found = verdict(model, name, length)
     if not found.holds:
-        raise ValueError(f"{flag}: {class_name(model)}: {name} {found}; {fix}")
+        raise _refusal(model, name, flag, fix, length)
 
 
 def choose(
@@ -116,8 +109,18 @@ def choose(
                 say(model, f"{class_name(model)}: {failed}; {consequence}", warn=True)
             return name
         failed = failed or f"{name} {found}"
-    last = list(rungs)[-1]
-    raise ValueError(f"{flag}: {class_name(model)}: {last} {verdict(model, last, length)}; {fix}")
+    raise _refusal(model, list(rungs)[-1], flag, fix, length)
+
+
+def _refusal(model: PreTrainedModel, name: str, flag: str, fix: str, length: int) -> ValueError:
+    text = f"{flag}: {class_name(model)}: {name} {verdict(model, name, length)}; {fix}"
+    threshold = _crossed(model, length)
+    if threshold and verdict(model, name).holds:
+        text += (
+            f". Rows of up to {threshold} tokens are right: --data.max_prompt_tokens and "
+            "--model.max_completion_tokens decide"
+        )
+    return ValueError(text)
 
 
 def say(model: PreTrainedModel, text: str, *, warn: bool = False) -> None:

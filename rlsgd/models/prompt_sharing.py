@@ -35,7 +35,8 @@ def settle_sharing(
     for model in models:
         try:
             share_prompts(model)
-            require(model, SHARED, flag=f"{_FLAG} true", fix="set it to false", length=length)
+            for rows in (0, length):
+                require(model, SHARED, flag=f"{_FLAG} true", fix="set it to false", length=rows)
         except ValueError as error:
             if setting is True:
                 raise

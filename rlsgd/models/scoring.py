@@ -108,21 +108,22 @@ def way_of(model: PreTrainedModel, batch: TokenBatch) -> Way:
     return Way(own_head, aligned=layout == ALIGNED)
 
 
-def prove_scoring(model: PreTrainedModel) -> None:
-    """Try out what every batch of short rows will use: layout, head, and what flags ask for.
+def prove_scoring(model: PreTrainedModel, longest: int = 0) -> None:
+    """Try out, for rows of up to `longest` tokens, what every batch will use: layout, head, flags.
 
     Raises:
         ValueError: the model computes one of them wrong.
     """
-    scoring_layout(model, 0)
     has_plain_head(model)
     flags = {
         RECOMPUTED: ("--model.activation_checkpointing true", recomputes(model)),
         ONEDNN: ("--model.onednn true", uses_onednn(model)),
     }
-    for name, (flag, is_on) in flags.items():
-        if is_on:
-            require(model, name, flag=flag, fix="set it to false")
+    for length in (0, longest):
+        for name, (flag, is_on) in flags.items():
+            if is_on:
+                require(model, name, flag=flag, fix="set it to false", length=length)
+        scoring_layout(model, length)
 
 
 def scoring_layout(model: PreTrainedModel, length: int) -> str:

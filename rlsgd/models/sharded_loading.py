@@ -139,11 +139,19 @@ def _on_first_rank(path: str, random_weights: bool) -> dict[str, Tensor]:
 def decoder_layers(module: nn.Module, policy: PreTrainedModel) -> list[nn.Module]:
     """The modules that transformers says must stay in one piece: the decoder layers.
 
+    Not those with the embedding, which BERT names as well: it may be tied to the head, and FSDP2
+    takes a tied weight in one group alone.
+
     Raises:
         ValueError: the model's class names none.
     """
     names: Any = policy._no_split_modules or ()
-    layers = [part for part in module.modules() if type(part).__name__ in names]
+    embedding = policy.get_input_embeddings()
+    layers = [
+        part
+        for part in module.modules()
+        if type(part).__name__ in names and embedding not in part.modules()
+    ]
     if not layers:
         raise ValueError(
             f"--trainer.strategy: {type(policy).__name__} does not say which modules are its "

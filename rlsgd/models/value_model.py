@@ -1,17 +1,34 @@
-"""ValueModel: the critic, a transformer backbone with a scalar head."""
+"""ValueModel: the critic, a transformer backbone with a scalar head.
+
+Its first values are 0 whatever the backbone does, so the paths below compare hidden states, seen in
+one direction that is drawn once.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlsgd.core.types import TokenBatch
+from rlsgd.models.calling import accepted, call
+from rlsgd.models.comparing import Plain
+from rlsgd.models.fast_paths import choose, fast_path, require
+from rlsgd.models.recomputing import recomputes
+from rlsgd.models.scoring import aligned
 from rlsgd.models.sharded_loading import load_sharded_backbone
 from rlsgd.models.sharding import Sharding, shard
+
+PADDED_STATES = "the critic on rows padded on the left"
+ALIGNED_STATES = "the critic on rows padded on the right"
+RECOMPUTED_STATES = "recomputing the critic's activations"
+STATES_LAYOUTS = {
+    PADDED_STATES: "",
+    ALIGNED_STATES: "its rows are moved to the left for the critic",
+}
 
 
 class ValueModel(nn.Module):
@@ -46,32 +63,107 @@ class ValueModel(nn.Module):
             know token t; 0 outside the completion mask. And last_values [B], read from the last
             token.
         """
-        mask, attention_mask = batch.completion_mask, batch.attention_mask
-        inputs = {
-            "input_ids": batch.input_ids,
-            "attention_mask": attention_mask.long(),
-            "position_ids": (attention_mask.long().cumsum(1) - 1).clamp(min=0),
-            "use_cache": False,
-        }
-        if self.backbone is not None:
-            hidden = self.backbone(**inputs).last_hidden_state  # [B, T, H]
-        else:
-            output: Any = policy(**inputs, output_hidden_states=True, logits_to_keep=1)
-            hidden = output.hidden_states[-1]
+        source = self.source(policy)
+        rows = batch
+        if prove_states(source, batch.input_ids.shape[1]) == ALIGNED_STATES:
+            rows = aligned(batch)
         # Only these positions meet the head: nothing at padding can reach a value or a gradient.
-        before = hidden[:, :-1][mask[:, 1:]]
-        rows = torch.arange(len(mask), device=mask.device)
-        last = hidden[rows, mask.shape[1] - 1 - attention_mask.flip(1).long().argmax(1)]
+        before, last = _states(source, rows)
+        mask = batch.completion_mask
         values = self.value_of(before)
         return torch.zeros_like(mask, dtype=values.dtype).masked_scatter(mask, values), (
             self.value_of(last)
         )
+
+    def source(self, policy: PreTrainedModel) -> PreTrainedModel:
+        """The model whose hidden states are read: the own backbone, or else the policy."""
+        return cast(PreTrainedModel, self.backbone) if self.backbone is not None else policy
 
     def value_of(self, hidden: Tensor) -> Tensor:
         """[..., H] -> [...] in float32 under autocast too: bfloat16 would round the error away."""
         with torch.autocast(hidden.device.type, enabled=False):
             weight, bias = self.head.weight.float(), self.head.bias.float()
             return nn.functional.linear(hidden.float(), weight, bias).squeeze(-1)
+
+
+def prove_states(source: PreTrainedModel, length: int) -> str:
+    """`PADDED_STATES` or `ALIGNED_STATES`, whichever the model computes right for such rows.
+
+    Args:
+        source: see `ValueModel.source`.
+        length: of the longest row, in tokens.
+
+    Raises:
+        ValueError: a row's values depend on padding, on other rows, or on activations being
+            recomputed.
+    """
+    if recomputes(source):
+        flag = "--model.activation_checkpointing true"
+        require(source, RECOMPUTED_STATES, flag=flag, fix="set it to false", length=length)
+    fix = "use an algorithm without a critic, such as GRPO"
+    return choose(source, STATES_LAYOUTS, flag="--model.policy", fix=fix, length=length)
+
+
+def _states(source: PreTrainedModel, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    """Hidden states [S, H] before the completion tokens, and [B, H] at the end of each row."""
+    mask, real = batch.completion_mask, batch.attention_mask.long()
+    positions = (real.cumsum(1) - 1).clamp(min=0)
+    hidden = _last_hidden(
+        source, input_ids=batch.input_ids, attention_mask=real, position_ids=positions
+    )
+    rows = torch.arange(len(mask), device=mask.device)
+    ends = mask.shape[1] - 1 - real.flip(1).argmax(1)
+    return hidden[:, :-1][mask[:, 1:]], hidden[rows, ends]
+
+
+def _last_hidden(source: PreTrainedModel, **inputs: Any) -> Tensor:
+    """[B, T, H] of a backbone, or of a model with a head."""
+    inputs["use_cache"] = False
+    if source.get_output_embeddings() is None:
+        return call(source, **inputs).last_hidden_state
+    named = accepted(source, **inputs, logits_to_keep=1)
+    # by keyword whether or not the class names it: most take it from their decorator
+    return source(**named, output_hidden_states=True).hidden_states[-1]
+
+
+# ---- the paths, each by itself
+
+
+def _in_one_direction(states: tuple[Tensor, Tensor]) -> Tensor:
+    """[S, H] and [B, H] -> [S + B], as a head would see them."""
+    hidden = torch.cat(states).float()
+    draw = torch.Generator().manual_seed(11)
+    return hidden @ torch.randn(hidden.shape[1], generator=draw).to(hidden.device)
+
+
+def _plain_states(source: PreTrainedModel, batch: TokenBatch) -> Tensor:
+    """Each row alone: its token ids and no more."""
+    before, last = [], []
+    for ids, real, counted in zip(
+        batch.input_ids, batch.attention_mask, batch.completion_mask, strict=True
+    ):
+        hidden = _last_hidden(source, input_ids=ids[real][None])[0]
+        before.append(hidden[:-1][counted[real][1:]])
+        last.append(hidden[-1:])
+    return _in_one_direction((torch.cat(before), torch.cat(last)))
+
+
+_PLAIN = Plain(_plain_states, unit="of the largest value", is_relative=True)
+
+
+@fast_path(PADDED_STATES, plain=_PLAIN)
+def _padded(source: PreTrainedModel, batch: TokenBatch) -> Tensor:
+    return _in_one_direction(_states(source, batch))
+
+
+@fast_path(ALIGNED_STATES, plain=_PLAIN)
+def _aligned(source: PreTrainedModel, batch: TokenBatch) -> Tensor:
+    return _in_one_direction(_states(source, aligned(batch)))
+
+
+@fast_path(RECOMPUTED_STATES, plain=_PLAIN)
+def _recomputed(source: PreTrainedModel, batch: TokenBatch) -> Tensor:
+    return _in_one_direction(_states(source, aligned(batch)))
 
 
 def load_value_model(
