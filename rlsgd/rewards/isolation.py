@@ -66,6 +66,7 @@ class IsolatedWorker:
         self._walls = list(walls) if reward.walled else []
         self._reasons: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: int | None = None  # the process ends when it is closed, whatever it is doing
         self._is_ready = False
         self._start()
 
@@ -126,17 +127,25 @@ class IsolatedWorker:
         """Stop the process. It starts anew if it is asked again."""
         process, self._process, self._is_ready = self._process, None, False
         if process is None:
-            return
+            return self._close_pipe()
         assert process.stdin and process.stdout and process.stderr
         with suppress(OSError):
             process.stdin.close()  # upon which it ends its fork, and itself
-        try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        for end in (self._close_pipe, process.kill):
+            try:
+                process.wait(timeout=5)  # `bwrap` ends after what it started
+                break
+            except subprocess.TimeoutExpired:
+                end()
+        process.wait()
+        self._close_pipe()
         process.stdout.close()
         process.stderr.close()
+
+    def _close_pipe(self) -> None:
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            os.close(pipe)
 
     def _start(self) -> None:
         in_main = b"__main__" in self.payload
@@ -145,8 +154,9 @@ class IsolatedWorker:
         keys = ("init_main_from_name", "init_main_from_path")
         preparation = {key: known[key] for key in keys if key in known}
         more = list(preparation.values())[:1] if "init_main_from_path" in preparation else []
+        reader, self._pipe = os.pipe()
         try:
-            self._process = self.wall.start()
+            self._process = self.wall.start(reader)
             order = {
                 "preparation": preparation,
                 "reward": self.payload,
@@ -158,6 +168,8 @@ class IsolatedWorker:
         except (OSError, SandboxError) as error:
             self.close()
             self._reason = str(error)
+        finally:
+            os.close(reader)
 
     def _write_order(self, order: bytes) -> None:
         with suppress(OSError, ValueError):
@@ -167,11 +179,16 @@ class IsolatedWorker:
         """Why there is no wall; None if all is well."""
         if self._process is None:
             return self._reason
+        said = None
         try:
-            started = as_json(self._read(START_UP_SECONDS))
-            said = as_json(self._read(START_UP_SECONDS)) if started == "started" else started
-        except WorkerDied:
-            return self._last_words()
+            said = as_json(self._read(START_UP_SECONDS))
+            if said == "started":
+                said = as_json(self._read(START_UP_SECONDS))
+        except WorkerDied as error:
+            words = self._last_words()
+            if said != "started":
+                return words
+            said = f"{error} ({words})"  # the reward is to blame, not the wall
         if said == "ready":
             return None
         if isinstance(said, dict) and "no wall" in said:
@@ -184,6 +201,7 @@ class IsolatedWorker:
 
     def _last_words(self) -> str:
         assert self._process is not None and self._process.stderr is not None
+        self._close_pipe()  # else one that hangs would keep standard error open
         self._process.kill()
         lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
         return " / ".join(lines[-2:])[:500] or "it ended without a word"

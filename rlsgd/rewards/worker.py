@@ -12,7 +12,6 @@ import gc
 import json
 import os
 import pickle
-import sys
 from contextlib import suppress
 from multiprocessing import spawn
 from typing import Any
@@ -20,11 +19,16 @@ from typing import Any
 from rlsgd.rewards.base import BatchReward, Reward
 from rlsgd.rewards.forks import MOST_LINES, Fork, TrainerIsGone, read_message, write_message
 from rlsgd.rewards.sandbox.base import NOBODY
-from rlsgd.rewards.sandbox.confine import drop_capabilities, landlock, new_root
+from rlsgd.rewards.sandbox.confine import drop_capabilities, end_with_pipe, landlock, new_root
 
 
-def main() -> None:
-    """Read the order, build the reward, shut the wall, and serve until the trainer is gone."""
+def main(pipe: int) -> None:
+    """Read the order, build the reward, shut the wall, and serve until the trainer is gone.
+
+    Args:
+        pipe: reading end of a pipe whose writing end the trainer holds, and closes to end this.
+    """
+    end_with_pipe(pipe)
     requests, replies = os.dup(0), os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 0)
@@ -156,7 +160,3 @@ class Server:
         if self.fork is not None:
             self.fork.end()
             self.fork = None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,9 +1,11 @@
 """Verifiers that misbehave on demand. Importable by a worker process."""
 
+import ctypes
 import os
 import sys
 import time
 
+from rlsgd.rewards import StdioTests
 from rlsgd.rewards.base import Reward
 
 
@@ -14,7 +16,7 @@ class Hostile(Reward):
 
     def score(self, completion, problem):
         actions = {
-            "hang": lambda: time.sleep(60),
+            "hang": lambda: time.sleep(600),
             "raise": lambda: 1 / 0,
             "none": lambda: None,
             "nan": lambda: float("nan"),
@@ -24,7 +26,7 @@ class Hostile(Reward):
             "exit": lambda: sys.exit("bye"),
             "process": os.getpid,
             "torch": lambda: "torch" in sys.modules,
-            "slow": lambda: time.sleep(0.3) or 1,
+            "slow": lambda: time.sleep(0.4) or 1,
         }
         return actions.get(completion, lambda: 1)()
 
@@ -87,3 +89,20 @@ class EvaluatesTogether(Evaluates):
     @property
     def name(self):
         return "evaluates"
+
+
+class HangsInPrepare(Evaluates):
+    """Never ready: a library waits, and lets no other thread of Python run."""
+
+    def prepare(self):
+        os.write(2, b"preparing\n")
+        ctypes.PyDLL(None).pause()
+
+
+class TakesMemory(StdioTests):
+    """Its worker takes as many MiB as the completion says, beside a program that runs."""
+
+    def count_passed(self, completion, problem):
+        passed = super().count_passed("print(1)", problem)
+        bytearray(int(completion) * 2**20)
+        return passed

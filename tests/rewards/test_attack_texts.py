@@ -3,7 +3,6 @@
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 from contextlib import nullcontext
@@ -15,30 +14,14 @@ import rlsgd
 from rlsgd.core.problems import Problem
 from rlsgd.rewards import MathVerify, ReasoningGymScore, Scorer, WeightedSum, guard
 from rlsgd.rewards.isolation import IsolatedWorker
-from rlsgd.rewards.sandbox.walls import WALLS, NoWall
+from rlsgd.rewards.sandbox.walls import NoWall
 from tests.rewards.attacks import TEXTS
 from tests.rewards.hostile_rewards import Evaluates, EvaluatesTogether
-from tests.rewards.test_attack_programs import descendants, wait_for_end
+from tests.rewards.sandboxes import NAMES, WORKING_WALLS
 from tests.rewards.test_sandbox_attacks import answer_all, is_running
 
 DONE = Problem("q", "'done'")
 HONEST = [("6 * 7", Problem("q", "42"), 1.0), ("6 * 8", Problem("q", "42"), 0.0)]
-
-
-def works(wall):
-    worker = IsolatedWorker(Evaluates(), timeout_seconds=1, walls=[wall])
-    try:
-        worker.wait_until_ready()
-    except ValueError:
-        return False
-    finally:
-        worker.close()
-    return True
-
-
-WORKING = [wall for wall in WALLS if works(wall)]
-assert WORKING, "no wall works here: install bubblewrap"
-NAMES = [wall.name for wall in WORKING]
 
 
 @pytest.fixture
@@ -100,7 +83,7 @@ def test_every_attempt_succeeds_without_a_wall(surroundings, tmp_path, monkeypat
     assert succeeded(grades) == TEXTS.keys(), reasons
 
 
-@pytest.mark.parametrize("wall", WORKING, ids=NAMES)
+@pytest.mark.parametrize("wall", WORKING_WALLS, ids=NAMES)
 def test_every_attempt_fails_and_changes_no_score(wall, surroundings):
     before = state_of(surroundings)
     children = set(children_of(os.getpid()))
@@ -140,12 +123,12 @@ def test_a_text_changes_later_scores_in_one_process_alone(name):
     items = [(TAMPERING[name], DONE), *((text, problem) for text, problem, _ in HONEST)]
     together = [each.score for each in grade(NoWall, items, EvaluatesTogether())]
     assert together[2] == 1.0, "the text does not change what it is after"
-    for wall in WORKING:
+    for wall in WORKING_WALLS:
         apart = [each.score for each in grade(wall, items)]
         assert apart[1:] == [score for _, _, score in HONEST]
 
 
-@pytest.mark.parametrize("wall", WORKING, ids=NAMES)
+@pytest.mark.parametrize("wall", WORKING_WALLS, ids=NAMES)
 def test_what_a_fork_writes_is_no_other_forks_grade(wall):
     """A text finds its channel and writes grades for those after it, then hangs on to it."""
     line = '{"score": 1.0, "parts": {"evaluates": 1.0}, "failure": null, "answer": "x"}'
@@ -158,37 +141,12 @@ def test_what_a_fork_writes_is_no_other_forks_grade(wall):
     assert [each.score for each in grades[1:]] == [0.0] * 3
 
 
-@pytest.mark.parametrize("wall", WORKING, ids=NAMES)
+@pytest.mark.parametrize("wall", WORKING_WALLS, ids=NAMES)
 def test_nonsense_on_the_channel_is_a_failure(wall):
     said = ["{", "[]", '{"score": "1"}', '{"score": NaN, "parts": {}}', "[" * 10**5]
     texts = [f"__import__('os').write(4, {(s + chr(10)).encode()!r}) and 1" for s in said]
     grades = grade(wall, [(text, DONE) for text in texts])
     assert [each.failure is not None and each.score == 0.0 for each in grades] == [True] * len(said)
-
-
-@pytest.mark.parametrize("wall", WORKING, ids=NAMES)
-def test_a_worker_ends_with_the_process_that_started_it(wall, tmp_path):
-    program = (
-        "import sys, time\n"
-        "from rlsgd.rewards.isolation import IsolatedWorker\n"
-        f"from rlsgd.rewards.sandbox.walls import {wall.__name__}\n"
-        "from tests.rewards.hostile_rewards import Evaluates\n"
-        "from rlsgd.core.problems import Problem\n"
-        "worker = IsolatedWorker(Evaluates(), timeout_seconds=600, "
-        f"walls=[{wall.__name__}])\n"
-        "worker.wait_until_ready()\n"
-        "print('ready', flush=True)\n"
-        "worker.grade([(\"__import__('time').sleep(600)\", Problem('q', '1'))])\n"
-    )
-    command = [sys.executable, "-c", program]
-    root = str(Path(__file__).parents[2])
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as parent:
-        assert parent.stdout.readline() == "ready\n"
-        started = []
-        while len(started) < (3 if wall.name == "Landlock" else 4):
-            started = descendants(parent.pid)
-        parent.kill()
-    wait_for_end(started[1:])
 
 
 # --- the verifiers of reasoning_gym and math-verify ---
@@ -215,7 +173,7 @@ def rg_items(tmp_path_factory):
     return items, proof
 
 
-@pytest.mark.parametrize("wall", WORKING, ids=NAMES)
+@pytest.mark.parametrize("wall", WORKING_WALLS, ids=NAMES)
 def test_no_verifier_of_reasoning_gym_runs_a_text(wall, rg_items):
     items, proof = rg_items
     grades = grade(wall, items, ReasoningGymScore("answer_tag"))
@@ -264,7 +222,7 @@ MATHS = [
 ]
 
 
-@pytest.mark.parametrize("wall", WORKING, ids=NAMES)
+@pytest.mark.parametrize("wall", WORKING_WALLS, ids=NAMES)
 def test_maths_is_scored_behind_the_wall(wall):
     right = [
         ("so $0.5$", "\\frac{1}{2}", 1.0),
@@ -339,6 +297,6 @@ def test_members_with_walls_of_their_own_are_scored_apart():
 
 def test_nothing_is_left_in_the_temporary_folder():
     before = set(os.listdir(tempfile.gettempdir()))
-    grade(WORKING[-1], [("6 * 7", Problem("q", "42"))])
+    grade(WORKING_WALLS[-1], [("6 * 7", Problem("q", "42"))])
     after = set(os.listdir(tempfile.gettempdir()))
     assert not {name for name in after - before if "rlsgd" in name}

@@ -1,15 +1,22 @@
 """Rewards of generated programs: what right and wrong programs score, and what cheats score."""
 
 import json
+from functools import partial
 
 import pytest
 
+from rlsgd import rewards
 from rlsgd.core.problems import Problem
-from rlsgd.rewards import AssertTests, Scorer, StdioTests, Unsandboxed
+from rlsgd.rewards import Scorer, Unsandboxed
 from rlsgd.rewards.code import extract_code
 from rlsgd.rewards.code_stdio import read_cases, same_output
+from rlsgd.rewards.isolation import MEMORY_MB
+from tests.rewards.hostile_rewards import TakesMemory
 from tests.rewards.sandboxes import WORKING
 
+# So much wall clock that no verdict depends on how busy the machine is.
+AssertTests = partial(rewards.AssertTests, seconds=600)
+StdioTests = partial(rewards.StdioTests, seconds=600)
 CHECK = """
 import math
 def check(candidate):
@@ -124,7 +131,7 @@ def test_what_a_right_program_prints_does_not_count(one_sandbox):
 
 @pytest.mark.parametrize("cheat", CHEATS)
 def test_cheat_scores_0(cheat, one_sandbox):
-    assert AssertTests(sandbox=one_sandbox, seconds=60).score(CHEATS[cheat], SQUARES) == 0
+    assert AssertTests(sandbox=one_sandbox).score(CHEATS[cheat], SQUARES) == 0
 
 
 @pytest.mark.parametrize("cheat", ENDLESS)
@@ -134,10 +141,23 @@ def test_endless_call_scores_0(cheat, one_sandbox):
 
 def test_one_hostile_completion_does_not_change_the_others(one_sandbox):
     completions = [SQUARE, CHEATS["exit 0 at once"], SQUARE, CHEATS["memory bomb"], SQUARE]
-    with Scorer(AssertTests(sandbox=one_sandbox), timeout_seconds=60) as scorer:
+    with Scorer(AssertTests(sandbox=one_sandbox), timeout_seconds=600) as scorer:
         scores = scorer.score(completions, [SQUARES] * 5)
     assert scores.rewards == [1, 0, 1, 0, 1]
     assert scores.failures == [None] * 5  # they are wrong programs, not broken verifiers
+
+
+def test_the_worker_beside_the_sandbox_has_a_limit_of_memory_too(one_sandbox):
+    """Whatever a program makes it hold; a program's own limit may be above it."""
+    row = problem(tests=[{"input": "", "output": "1"}])
+    with Scorer(TakesMemory(sandbox=one_sandbox, seconds=600)) as scorer:
+        scores = scorer.score(["256", str(MEMORY_MB), "256"], [row] * 3)
+    assert scores.rewards == [1, 0, 1]
+    assert scores.failures == [None, "MemoryError: ", None]
+    large = type(one_sandbox)(memory_mb=2 * MEMORY_MB)
+    with Scorer(StdioTests(sandbox=large)) as scorer:
+        program = f"block = bytearray({MEMORY_MB} * 2**20)\nprint(1)"
+        assert scorer.score([program], [row]).rewards == [1]
 
 
 VALUES = [
@@ -237,10 +257,17 @@ except OSError: pass
     assert fraction(StdioTests, sandbox, program, [{"input": "", "output": "False"}] * 2) == 1
 
 
-def test_time_is_shared_by_the_tests_of_a_program(one_sandbox):
-    program = "import time\nif input() == 'wait': time.sleep(600)\nprint(1)"
-    tests = [{"input": text, "output": "1"} for text in ("go", "wait", "go")]
-    assert fraction(StdioTests, one_sandbox, program, tests, seconds=1) == pytest.approx(1 / 3)
+def test_time_is_shared_by_the_tests_of_a_program(one_sandbox, monkeypatch):
+    given = []
+
+    def run(self, program, text, seconds):
+        given.append(seconds)
+        return "1", {b"go": 2.0, b"wait": 6.0}[text]
+
+    monkeypatch.setattr(rewards.StdioTests, "_run", run)
+    tests = [{"input": text, "output": "1"} for text in ("go", "go", "wait", "go")]
+    assert fraction(StdioTests, one_sandbox, "", tests, seconds=8) == 3 / 4
+    assert given == [8.0, 6.0, 4.0]  # there is no time for the last
 
 
 @pytest.mark.parametrize(

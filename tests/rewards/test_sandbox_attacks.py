@@ -158,7 +158,7 @@ SCORED = {
     "crash after the answer": "print('done', flush=True); ctypes.string_at(0)",
 }
 ENDLESS = {
-    "late answer": "time.sleep(3)\nprint('done')",
+    "late answer": "time.sleep(60)\nprint('done')",
     "infinite loop": "while True: pass",
     "sleep": "time.sleep(600)",
     "loop after the answer": "print('done', flush=True)\nwhile True: pass",
@@ -254,7 +254,7 @@ def limited(kind):
     return kind(cpu_seconds=5, memory_mb=MEMORY_MB, scratch_mb=1, output_kb=64)
 
 
-def score(program, surroundings, sandbox, seconds=20.0):
+def score(program, surroundings, sandbox, seconds=600.0):
     problem = Problem("q", "a", {"columns": {"tests": [{"input": "", "output": "done"}]}})
     reward = StdioTests(sandbox=sandbox, seconds=seconds)
     return reward.score(with_constants(program, surroundings), problem)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from rlsgd.rewards.sandbox.filter import seccomp_filter
 from rlsgd.rewards.sandbox.python import loader_name, private_python
-from rlsgd.rewards.sandbox.session import SandboxError, Session
+from rlsgd.rewards.sandbox.session import START_UP_SECONDS, SandboxError, Session
 
 PYTHON_FLAGS = ("-I", "-S", "-X", "utf8", "-c")
 NOBODY = 65534  # whom programs run as where the trainer is root
@@ -105,7 +105,7 @@ class Sandbox(ABC):
         """
         try:
             with self.start("script", b"print(1)", standard_input=b"") as session:
-                session.wait_until_ready(seconds=10)
+                session.wait_until_ready(START_UP_SECONDS)
                 output = session.read_all()
         except OSError as error:
             raise SandboxError(str(error)) from None

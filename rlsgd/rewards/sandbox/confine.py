@@ -25,6 +25,7 @@ _DETACH = 2
 _NEW_ROOT = "/proc"  # a folder that there is, and that nobody keeps code in
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _TERMINATE, _CHILD, _KILL = 15, 17, 9  # numbers of signals
+_SET_SIGNAL = 10  # F_SETSIG of fcntl, which Python does not name
 
 
 class _Ruleset(ctypes.Structure):
@@ -59,6 +60,24 @@ def end_with(parent: int, signal: int = _KILL) -> None:
     _must("prctl", _library().prctl(_DEATH_SIGNAL, signal, 0, 0, 0))
     if os.getppid() != parent:
         sys.exit("the parent has ended")
+
+
+def end_with_pipe(reader: int) -> None:
+    """End this process when the last writer of a pipe closes it, which nobody ever writes to.
+
+    The kernel does it (F_SETSIG), whatever the process is doing, and whoever its parent is: unlike
+    the signal of `end_with`, this one does not ask which thread started the process.
+    """
+    import fcntl
+    import select
+
+    fcntl.fcntl(reader, _SET_SIGNAL, _KILL)
+    fcntl.fcntl(reader, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(reader, fcntl.F_SETFL, fcntl.fcntl(reader, fcntl.F_GETFL) | os.O_ASYNC)
+    hang_up = select.poll()
+    hang_up.register(reader, 0)
+    if hang_up.poll(0):
+        sys.exit("the pipe is closed")
 
 
 def landlock(readable: list[str], writable: list[str]) -> None:

@@ -33,7 +33,7 @@ ENVIRONMENT = {
     **{"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
     **{f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")},
 }
-_BOOT = "import sys; sys.path[:] = {path!r}; from rlsgd.rewards.worker import main; main()"
+_BOOT = "import sys; sys.path[:] = {path!r}; from rlsgd.rewards.worker import main; main({pipe})"
 
 
 class Wall(ABC):
@@ -58,14 +58,17 @@ class Wall(ABC):
         """Nothing of the trainer's but where Python's own libraries are."""
         return {**ENVIRONMENT, **library_path()}
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, pipe: int) -> subprocess.Popen[bytes]:
         """Start the worker, with pipes on its three channels.
+
+        Args:
+            pipe: reading end of a pipe; the worker ends when the writing end is closed.
 
         Raises:
             SandboxError: if a command is missing.
             OSError: if a command cannot be started.
         """
-        boot = _BOOT.format(path=[os.path.abspath(path) for path in sys.path])
+        boot = _BOOT.format(path=[os.path.abspath(path) for path in sys.path], pipe=pipe)
         return subprocess.Popen(
             [*self.command(), sys.executable, "-X", "utf8", "-c", boot],
             stdin=subprocess.PIPE,
@@ -73,6 +76,7 @@ class Wall(ABC):
             stderr=subprocess.PIPE,
             env=self.environment(),
             start_new_session=True,
+            pass_fds=(pipe,),
         )
 
 
