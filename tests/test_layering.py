@@ -50,7 +50,7 @@ def imports(node: ast.AST, *, at_top: bool) -> Iterator[str]:
 def imported(module: str, *, at_top: bool = False) -> tuple[set[str], set[str]]:
     """Rooms of rlsgd, and packages, that a module imports."""
     names = set(imports(ast.parse((ROOT / module).read_text()), at_top=at_top))
-    names -= {"rlsgd", "rlsgd.__version__"}
+    names -= {"rlsgd", "rlsgd.__version__", "rlsgd.ROOMS"}
     rooms = {name.split(".")[1] for name in names if name.startswith("rlsgd.")}
     return rooms, {name.split(".")[0] for name in names if not name.startswith("rlsgd.")}
 

@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rlsgd.core.made_with import MadeWith
+
 SHOWN = {
     "reward": "reward",
     "loss": "loss",
@@ -19,7 +21,7 @@ SHOWN = {
 }
 
 
-class IterationProgress(ProgressBar):
+class IterationProgress(MadeWith, ProgressBar):
     """Epochs done, time left, and the numbers one watches.
 
     Where the output is not a terminal, a line is printed at every tenth of the run instead.

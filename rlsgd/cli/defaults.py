@@ -9,6 +9,7 @@ class that is not the default's takes nothing from it.
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,11 +22,13 @@ from jsonargparse._link_arguments import skip_apply_links
 from jsonargparse._required import iter_required_keys
 from jsonargparse._subcommands import find_action
 from jsonargparse._typehints import ActionTypeHint, is_optional, is_subclass_spec
-from jsonargparse._util import import_object
+from jsonargparse._util import import_object, resolved_import_paths
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from rlsgd import ROOMS
 
 _discard = _typehints.discard_init_args_on_class_path_change
 _as_namespace = _typehints.subclass_spec_as_namespace
@@ -34,6 +37,17 @@ _check_type = ActionTypeHint._check_type
 
 # kinds of classes in which a word means the same whatever the class: `lr`, `policy`, `group_size`
 SHARING = (Optimizer, LRScheduler, LightningModule, LightningDataModule)
+
+
+def keep_class_paths() -> None:
+    """Let configs say `rlsgd.algorithms.GRPO`, as they always did, though `rlsgd.GRPO` is shorter.
+
+    A path that changes would be another class to whoever goes on with a run.
+    """
+    for room in ROOMS:
+        module = importlib.import_module(f"rlsgd.{room}")
+        for name in module.__all__:
+            resolved_import_paths.add(getattr(module, name), f"{module.__name__}.{name}")
 
 
 class Carried:

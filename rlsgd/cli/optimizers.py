@@ -90,8 +90,9 @@ def _changed_by(factory: Any, optimizer: torch.optim.Optimizer) -> list[str]:
 
 
 def _class(factory: Any) -> Any:
-    """Class of what a factory makes; LightningCLI's is a partial of it."""
-    return next((part for part in getattr(factory, "args", ()) if isinstance(part, type)), None)
+    """Class of what a factory makes: itself, or what it is a partial of, as LightningCLI's is."""
+    parts = (factory, getattr(factory, "func", None), *getattr(factory, "args", ()))
+    return next((part for part in parts if isinstance(part, type)), None)
 
 
 def _tried(flag: str, factory: Any, given: Any, *, steps: bool = False) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import warnings
 from pathlib import Path
@@ -22,7 +23,7 @@ from rlsgd.callbacks import CompletionLog, EvaluationReport
 from rlsgd.callbacks.base import run_folder
 from rlsgd.cli import headline
 from rlsgd.cli.checks import check_data, check_disk_space
-from rlsgd.cli.defaults import parse_written
+from rlsgd.cli.defaults import keep_class_paths, parse_written
 from rlsgd.cli.errors import FOREIGN, FitParser, check_configs, explain_class, explain_trainer
 from rlsgd.cli.folders import (
     Begun,
@@ -65,6 +66,7 @@ EXPECTED_WARNINGS = (
     ".*Experiment logs directory .* exists and is not empty.*",
     ".*does not have many workers which may be a bottleneck.*",
 )
+keep_class_paths()
 # a default such as Timer's `interval` is text of a class of its own
 yaml.SafeDumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str(text)))
 
@@ -81,24 +83,28 @@ class TrainingCLI(LightningCLI):
     @classmethod
     def run(cls, argv: list[str]) -> TrainingCLI:
         """Parse `argv` and run its subcommand."""
+        cli = cls.__new__(cls)
+        cli.start(argv)
+        return cli
+
+    def start(self, argv: list[str]) -> None:
+        """Run; one that fails before it has begun leaves nothing."""
         for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
-        cli = cls.__new__(cls)
-        cli.claimed, cli.begun = None, Begun()
+        self.claimed, self.begun = None, Begun()
         try:
-            cli.parse_and_run(argv)
+            self.parse_and_run(argv)
         except BaseException as error:
-            if cli.begun.begun:
+            if self.begun.begun:
                 raise
-            if cli.claimed is not None and not cli.goes_on:
-                cli.claimed.undo()
-            if isinstance(error, Exception) and (reason := cli.reason(error)):
+            if self.claimed is not None and not self.goes_on:
+                self.claimed.undo()
+            if isinstance(error, Exception) and (reason := self.reason(error)):
                 raise UsageError(reason) from error
             raise
         finally:
-            if cli.claimed is not None:
-                cli.claimed.release()
-        return cli
+            if self.claimed is not None:
+                self.claimed.release()
 
     def parse_and_run(self, argv: list[str]) -> None:
         """All that LightningCLI does, which is done in its constructor."""
@@ -123,9 +129,10 @@ class TrainingCLI(LightningCLI):
         parser.set_defaults(trainer_defaults())
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.argv = list(args)
-        check_configs(self.argv)
-        with composed_arguments(self.argv) as plain:
+        argv = list(args)
+        self.command = shlex.join(["rlsgd", *argv])
+        check_configs(argv)
+        with composed_arguments(argv) as plain:
             self.config = parse_written(parser, plain, trainer_defaults())
 
     def _parse_ckpt_path(self) -> None:
@@ -152,7 +159,7 @@ class TrainingCLI(LightningCLI):
         if not trainer.fast_dev_run:
             folder = run_folder(trainer)  # on every rank
             if trainer.is_global_zero:
-                write_provenance(folder, self.argv)
+                write_provenance(folder, self.command)
         if not resumed and not trainer.fast_dev_run:
             trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
             self.base = headline.score_of(trainer)

@@ -12,13 +12,14 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
+from rlsgd.core.made_with import MadeWith
 from rlsgd.core.types import SupervisedBatch
 from rlsgd.models.loading import load_tokenizer
 
 Item = TypeVar("Item")
 
 
-class TokenizedDataModule(LightningDataModule):
+class TokenizedDataModule(MadeWith, LightningDataModule):
     """Data that the policy's tokenizer turns into tokens, shared out among the ranks.
 
     Args:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlsgd.core.made_with import MadeWith
 from rlsgd.core.types import Sampled
 from rlsgd.models.sharding import compute_device, gathered_weights, is_sharded
 from rlsgd.rollout.generation import Decoding, generate
@@ -46,7 +47,7 @@ class Sampler(Protocol):
         ...
 
 
-class HFSampler:
+class HFSampler(MadeWith):
     """Samples with the policy itself, on CPU or GPU.
 
     No top-k, top-p or penalty is applied: the tokens come from the policy's own distribution. Each

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,15 +11,15 @@ from rlsgd.study.as_run import FILE
 from rlsgd.study.results import machine, versions
 
 
-def write_provenance(folder: Path, arguments: Sequence[str]) -> None:
+def write_provenance(folder: Path, command: str) -> None:
     """Write `provenance.json`, for `rlsgd report` and for whoever repeats the run.
 
     Args:
         folder: The run's.
-        arguments: What followed `rlsgd` on the command line.
+        command: What was run.
     """
     record = {
-        "command": shlex.join(["rlsgd", *arguments]),
+        "command": command,
         "versions": versions(),
         "machine": machine(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -7,13 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal
 
+from rlsgd.core.made_with import MadeWith
 from rlsgd.core.problems import Problem
 from rlsgd.rewards.base import Reward
 
 Split = Literal["train", "validation", "test"]
 
 
-class Task(ABC):
+class Task(MadeWith, ABC):
     """Verifiable problems in three sets without a question in common.
 
     The methods are pure: whatever was called before, and in whichever process, the same arguments
