@@ -23,7 +23,8 @@ class MathVerify(Reward):
     The answer is the last `\boxed`; without one the last `<answer>`, what is last said to be the
     answer, or the last formula or number. Numbers are compared exactly, and may have a currency,
     a unit, a percent sign, or be mixed, in scientific notation or Unicode. Sets, tuples and
-    intervals are different things; a list without brackets is a set. Where the answer on record is
+    intervals are different things; a list without brackets is a set, and `x = 3, y = 4` is (3, 4).
+    `i` is the imaginary unit. Where the answer on record is
     a single capital letter, the answer is a letter. What remains is compared by math-verify.
 
     An answer that is too large or too deeply nested scores 0 unread; one that takes more than 3
@@ -57,7 +58,11 @@ class MathVerify(Reward):
         part = self.answer_part(completion)
         if part is None:
             return 0.0
-        letter = letter_of(gold) if re.fullmatch(r"\W*(?:\\text\{)?\W*[A-J]\W*", gold) else None
+        letter = (
+            letter_of(gold)
+            if re.fullmatch(r"\W*(?:\\(?:text|math)(?:bf|rm|it)?\{)?\W*[A-J]\W*", gold)
+            else None
+        )
         if letter is not None:
             return float(find_letter(part) == letter)
         answer = find_answer(part)

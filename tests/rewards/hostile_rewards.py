@@ -4,9 +4,11 @@ import ctypes
 import os
 import sys
 import time
+from itertools import repeat
 
 from rlsgd.rewards import StdioTests
 from rlsgd.rewards.base import Reward
+from rlsgd.rewards.math import MathVerify
 
 
 class Hostile(Reward):
@@ -29,6 +31,13 @@ class Hostile(Reward):
             "slow": lambda: time.sleep(0.4) or 1,
         }
         return actions.get(completion, lambda: 1)()
+
+
+class LongCall(MathVerify):
+    """Never comes back from one call of C, in which Python takes no signal."""
+
+    def score(self, completion, problem):
+        return float(sum(repeat(1)) if "bomb" in completion else super().score(completion, problem))
 
 
 class HostileInline(Hostile):

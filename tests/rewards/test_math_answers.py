@@ -6,7 +6,11 @@ import pytest
 
 from rlsgd.core.problems import Problem
 from rlsgd.rewards import MathVerify, Scorer
+from tests.rewards.hostile_rewards import LongCall
 from tests.rewards.math_answers import BOXED, COMPLETIONS
+from tests.rewards.plain_answers import PLAIN
+
+FORMS = {**BOXED, **PLAIN}
 
 NESTED = "1"
 for _ in range(400):
@@ -20,15 +24,15 @@ def reward():
     return reward
 
 
-@pytest.mark.parametrize("gold", BOXED)
+@pytest.mark.parametrize("gold", FORMS)
 def test_right_answers_are_accepted_and_wrong_ones_are_not(reward, gold):
-    right, wrong = BOXED[gold]
+    right, wrong = FORMS[gold]
     scores = {a: reward.score(rf"so \boxed{{{a}}}", Problem("q", gold)) for a in right + wrong}
     assert scores == {**dict.fromkeys(right, 1.0), **dict.fromkeys(wrong, 0.0)}
 
 
-def test_the_table_has_more_than_two_hundred_answers():
-    assert sum(len(answers) for forms in BOXED.values() for answers in forms) > 200
+def test_the_table_has_more_than_eight_hundred_answers():
+    assert sum(len(answers) for forms in FORMS.values() for answers in forms) > 800
 
 
 @pytest.mark.parametrize(("completion", "gold", "score"), COMPLETIONS)
@@ -52,6 +56,11 @@ def test_thinking_is_looked_through_where_no_tags_are_set():
         r"\boxed{99999999!}",
         r"\boxed{(x+y+z)^{99999}}",
         r"\boxed{" * 5000,
+        r"\boxed{" + "(" * 5000 + "1" + ")" * 5000 + "}",
+        r"\boxed{9**9**9}",
+        r"\boxed{(10^7)!}",
+        rf"\boxed{{{'1' * 100_000}}}",
+        rf"\boxed{{{chr(92)}pm {chr(92)}pm {chr(92)}pm {chr(92)}pm {chr(92)}pm 1}}",
         "9" * 40_000,
     ],
     ids=lambda text: text[:20],
@@ -73,6 +82,33 @@ def test_an_answer_over_budget_is_a_failure_and_its_neighbours_are_scored(monkey
     with pytest.raises(TimeoutError, match=r"no verdict within 0.2 seconds of processor time"):
         MathVerify().score(r"\boxed{x+1}", Problem("q", "1+x"))
     assert time.process_time() - begin > 0.1, "it was the budget that ended it"
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [r"(x+y+z)^{99}", r"\sum_{k=1}^{10^9} k^k", "1" * 999, r"\binom{10^7}{10^6}", "999999!"],
+    ids=lambda text: text[:20],
+)
+def test_no_bomb_takes_more_than_its_budget(reward, bomb, monkeypatch):
+    monkeypatch.setattr("rlsgd.rewards.math.BUDGET_SECONDS", 0.5)
+    begin = time.process_time()
+    try:
+        assert reward.score(rf"\boxed{{{bomb}}}", Problem("q", "x^2 + 1")) == 0.0
+    except TimeoutError as error:
+        assert "0.5 seconds of processor time" in str(error)
+    assert time.process_time() - begin < 2.0
+
+
+def test_one_call_that_no_signal_interrupts_costs_the_time_limit_once():
+    with Scorer(LongCall(), timeout_seconds=3) as scorer:
+        scorer.wait_until_ready()
+        [worker] = scorer._workers
+        process = worker._process
+        texts = [r"\boxed{7}", r"\boxed{bomb}", r"\boxed{7}"]
+        scores = scorer.score(texts, [Problem("q", "7")] * 3)
+        assert scores.rewards == [1.0, 0.0, 1.0]
+        assert scores.failures[1].startswith("timeout") and scores.failures[::2] == [None, None]
+        assert worker._process is process
 
 
 def test_a_bomb_restarts_no_worker():

@@ -6,7 +6,8 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from rlsgd.rewards.maths.normal import is_too_large, normalised, without_spaces
+from rlsgd.rewards.maths.bases import same_in_base, split_modulus
+from rlsgd.rewards.maths.normal import MOST_CHARACTERS, is_too_large, normalised, without_spaces
 from rlsgd.rewards.maths.quantities import (
     equal_quantities,
     read_quantity,
@@ -16,6 +17,7 @@ from rlsgd.rewards.maths.quantities import (
     same_unit_text,
 )
 from rlsgd.rewards.maths.structure import Structure, as_interval, expanded, read_structure
+from rlsgd.rewards.maths.words import unset, words_of
 
 _EQUATION = re.compile(
     r"^\s*(?P<left>[A-Za-z](?:_\{?\w+\}?)?'*(?:\([A-Za-z0-9, ]*\))?|\\[a-z]+|"
@@ -24,7 +26,6 @@ _EQUATION = re.compile(
 )
 _TRAILING_TEXT = re.compile(r"\s*\\text\s*\{([^{}]*)\}(\s*\^\s*\{?[23]\}?)?\s*$")
 _DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}|\d{1,2}/\d{1,2}/\d{2,4}")
-_WORD = re.compile(r"[A-Za-z][A-Za-z' -]{2,}")
 _MOST_DIGITS = 20_000  # of whole numbers that are compared digit by digit
 _DIGITS = 40  # of the numerical comparison of numbers that are not rational
 
@@ -43,24 +44,33 @@ class Comparison:
 
     def equal(self, gold: str, answer: str) -> bool:
         """Whether two texts mean the same."""
+        if len(answer) > 4 * MOST_CHARACTERS:  # reading takes longer than in proportion
+            return gold.strip() == answer.strip()
         return self._equal(normalised(gold), normalised(answer))
 
     def _equal(self, gold: str, answer: str) -> bool:
         if not gold or not answer:
             return False
-        if without_spaces(gold) == without_spaces(answer):
+        if without_spaces(unset(gold)) == without_spaces(unset(answer)):
             return True
         if is_too_large(answer) or is_too_large(gold):
             return False
         if _DATE.fullmatch(gold) or _DATE.fullmatch(answer):
             return False  # 2024-02-29 is no subtraction
-        words = _words(gold), _words(answer)
+        if (bases := same_in_base(gold, answer)) is not None:
+            return bases
+        if "mod" in gold + answer:
+            (gold, modulus), (answer, other) = split_modulus(gold), split_modulus(answer)
+            if modulus and other and modulus != other:
+                return False
+        words = words_of(gold), words_of(answer)
         if words != (None, None):
             return words[0] == words[1]
         times = read_time(gold), read_time(answer)
         if times[0] and times[1]:
             return same_time(times[0], times[1])
         gold, answer = _values_of_equations(gold, answer)
+        gold, answer = _ratios_as_fractions(gold, answer)
         structures = self._structures(gold, answer)
         if structures is not None:
             return self._equal_structures(*structures)
@@ -75,7 +85,8 @@ class Comparison:
                 found = Structure("set", [text])
             pairs.append(found)
         if pairs == [None, None]:
-            return None
+            first, second = as_interval(gold), as_interval(answer)
+            return (first, second) if first and second else None
         for place, text in enumerate((gold, answer)):
             if pairs[place] is None:
                 pairs[place] = as_interval(text) or Structure("set", [text])
@@ -116,9 +127,9 @@ class Comparison:
         if not same_unit_text(gold_unit, answer_unit):
             return False
         first, second = expression(gold), expression(answer)
-        if first is None:
+        if first is None and quantities[0] is None:
             raise ValueError(f"cannot read the answer on record {gold!r:.80} as maths")
-        if second is None:
+        if first is None or second is None:
             return False
         decimals = [bool(q and q.is_decimal) for q in quantities]
         return self._equal_expressions(first, second, may_round=any(decimals))
@@ -154,7 +165,19 @@ def expression(text: str) -> Any:
         parsing_timeout=None,  # pyright: ignore[reportArgumentType]
         raise_on_error=False,
     )
-    return next((value for value in read if not isinstance(value, str)), None)
+    value = next((value for value in read if not isinstance(value, str)), None)
+    return _with_imaginary_unit(value)
+
+
+def _with_imaginary_unit(value: Any) -> Any:
+    """`i` is the imaginary unit, in an index and elsewhere: two sums over i stay equal."""
+    import sympy
+
+    i = sympy.Symbol("i")
+    if isinstance(value, sympy.Expr) and not value.has(sympy.Sum, sympy.Product):
+        named = [symbol for symbol in value.free_symbols if str(symbol) == "i"]
+        return value.xreplace(dict.fromkeys(named or [i], sympy.I))
+    return value
 
 
 def _latex(text: str) -> str:
@@ -245,6 +268,17 @@ def _values_of_equations(gold: str, answer: str) -> tuple[str, str]:
     return gold, answer
 
 
+def _ratios_as_fractions(gold: str, answer: str) -> tuple[str, str]:
+    """3:4 is read as the fraction where the other side is written as one."""
+    texts = [gold, answer]
+    for place, text in enumerate(texts):
+        match = re.fullmatch(r"([\d.]+)\s*:\s*([\d.]+)", text)
+        is_time = read_time(text) is not None
+        if match and not is_time and re.search(r"/|\\frac", texts[1 - place]):
+            texts[place] = rf"\frac{{{match[1]}}}{{{match[2]}}}"
+    return texts[0], texts[1]
+
+
 def _split_unit(text: str) -> tuple[str, str]:
     r"""An expression and the unit in `\text{...}` behind it."""
     match = _TRAILING_TEXT.search(text)
@@ -255,19 +289,3 @@ def _split_unit(text: str) -> tuple[str, str]:
     if text.endswith(" degrees"):
         return text[: -len(" degrees")].strip(), "degree"
     return re.sub(r"^\$\s*", "", text), ("dollar" if text.startswith("$") else "")
-
-
-def _words(text: str) -> str | None:
-    """A text of words alone, such as `blue` or `no solution`, in one spelling."""
-    plain = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text)
-    plain = re.sub(r"\s+", " ", plain).strip(" .'\"").replace("-", " ")
-    if not _WORD.fullmatch(plain):
-        return "no" if plain.lower() == "no" and plain else None
-    if re.search(r"\b(?:sin|cos|tan|log|ln|exp|sqrt|pi|max|min)\b", plain):
-        return None
-    is_formula = re.fullmatch(r"[a-z]{3}", plain) and "\\text" not in text and plain in _PRODUCTS
-    return None if is_formula else re.sub(r"^(?:the|a|an) ", "", plain.lower())
-
-
-_PRODUCTS = {"abc", "xyz", "mnp", "pqr", "bca", "cab", "acb", "bac", "cba", "xzy", "zyx", "yxz",
-             "zxy", "yzx"}  # fmt: skip

@@ -18,7 +18,7 @@ _LAST = re.compile(
     re.IGNORECASE,
 )
 _LETTER = re.compile(
-    r"\(?\s*(?:\\text(?:bf|rm|it)?\{)?\s*\(?([A-Z])\)?\s*\}?\s*(?:[).:]\s*.*)?", re.DOTALL
+    r"\(?\s*(?:\\(?:text|math)(?:bf|rm|it)?\{)?\s*\(?([A-Z])\)?\s*\}?\s*(?:[).:]\s*.*)?", re.DOTALL
 )
 _SAID_LETTER = re.compile(
     r"(?i:answer|option|choice)\b\W{0,6}(?:(?i:is|are|option|choice)\W{0,6}){0,2}([A-Z])(?![A-Za-z'])",

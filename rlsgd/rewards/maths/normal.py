@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from rlsgd.rewards.maths.spellings import respelled
+
 # ruff: noqa: RUF001, RUF003 (the characters that look like others are what this is about)
 
 MOST_CHARACTERS = 1000  # of an answer; longer ones are no answer but a derivation, or a bomb
@@ -56,7 +58,7 @@ def normalised(text: str) -> str:
         text = re.sub(r"(\d+(?:\.\d+)?) degrees", r"{\\frac{\1\\pi}{180}}", text)
     text = _without_delimiters(re.sub(r"[.,;:]+$", "", text).strip())
     whole = re.fullmatch(r"\\text\s*\{([^{}]*)\}", text)
-    return whole[1].strip() if whole else text
+    return respelled(whole[1].strip() if whole else text)
 
 
 def is_too_large(text: str) -> bool:
@@ -67,13 +69,13 @@ def is_too_large(text: str) -> bool:
         deepest = max(deepest, depth)
     powers = re.findall(r"\^|\*\*", text)
     huge = re.search(r"\d{7,}\s*!|!\s*!|\)\s*!|\}\s*!|(?:\^|\*\*)\s*[{(]?\s*-?\d{6,}", text)
-    tower = re.search(
-        r"(?:\^|\*\*)\s*[{(]?\s*\d+\s*(?:\^|\*\*)\s*[{(]?\s*\d{2,}", text
-    ) or re.search(r"(?:\^[{(]?\s*\d+\s*){3,}", text)
+    towers = re.findall(r"(?:\^|\*\*)\s*[{(]?\s*(\d+)\s*(?=(?:\^|\*\*)\s*[{(]?\s*(\d+))", text)
+    tower = len(towers) > 1 or any(len(a) * int(b[:9]) > 5 for a, b in towers if a != "1")
     expansion = re.search(r"\([^()]*[A-Za-z][^()]*\)\s*\^\s*\{?\s*\d{3,}", text)
     big_sum = re.search(r"\\(?:sum|prod|binom)", text) and re.search(r"\d{5,}", text)
+    signs = text.count("\\pm") > 4  # each of which doubles what is compared
     long = len(text) > MOST_CHARACTERS or deepest > MOST_NESTED or len(powers) > 40
-    return bool(long or huge or tower or expansion or big_sum)
+    return bool(long or signs or huge or tower or expansion or big_sum)
 
 
 def without_spaces(text: str) -> str:

@@ -103,6 +103,8 @@ def read_unit(text: str, *, spaced: bool) -> str | None:
     plain = re.sub(r"\s+", " ", plain).rstrip(". ")
     if plain in ("", "%"):
         return plain
+    if plain in _CURRENCIES:
+        return _CURRENCIES[plain]
     power = re.search(r" ?\^ ?\{? ?([23]) ?\}?$", plain)
     words = plain[: power.start()].strip() if power else plain
     for prefix, number in (("square ", "2"), ("sq ", "2"), ("cubic ", "3")):

@@ -9,6 +9,7 @@ _WORDS = re.compile(
     r"\s*(?:,?\s*(?:\\text\{\s*(?:or|and)\s*\}|\bor\b|\band\b|;|\\lor\b|\\land\b))\s*"
 )
 _RELATION = re.compile(r"\\le(?![a-z])|\\ge(?![a-z])|<|>")
+_ASSIGNED = re.compile(r"\s*([A-Za-z])\s*=\s*([^=<>]+)")
 _VARIABLE = re.compile(r"\s*[A-Za-z]\w{0,2}\s*")
 
 
@@ -46,6 +47,10 @@ def read_structure(text: str) -> Structure | None:
             if opening == "[" and closing == "]":
                 return Structure("[]", parts)
     parts = split_at_top(_WORDS.sub(",", text) if not _is_prose(text) else text, ",")
+    values = [_ASSIGNED.fullmatch(part) for part in parts]
+    if all(values) and len({value[1] for value in values if value}) == len(parts) > 1:
+        by_name = sorted((value[1], value[2]) for value in values if value)
+        return Structure("()", [value for _, value in by_name])  # x = 3, y = 4
     if len(parts) > 1 and all(part.strip() for part in parts) and not _is_grouped(text):
         return Structure("set", parts)
     return None
