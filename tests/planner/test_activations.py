@@ -48,6 +48,7 @@ def rollouts(*, groups: int = B, padded: bool = False) -> TokenBatch:
 
 def saved_bytes(model: PreTrainedModel, precision: str, batch: TokenBatch) -> int:
     """Storages that the forward pass and the log-probabilities save, without the parameters."""
+    completion_logprobs(model, batch, temperature=1.0)  # the model is tried out once, not here
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     sizes: dict[int, int] = {}
     alive = []  # so that no address is used twice
