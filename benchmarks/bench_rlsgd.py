@@ -66,8 +66,8 @@ class TakeTurns(Callback):
             self.keep_rollout(pl_module)
             return
         clock = self.turns.clock
-        clock.wrap(pl_module, "sample", "sampling")
-        clock.wrap(pl_module, "score", "scoring")
+        clock.wrap(pl_module.sampler, "sample", "sampling")
+        clock.wrap(pl_module.task_data, "score", "scoring")
         clock.wrap(trainer, "save_checkpoint", "checkpoint")
         self.note_rollouts(pl_module)
         for callback in self.observers(trainer):

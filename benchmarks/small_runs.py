@@ -19,6 +19,7 @@ OPTIMIZERS = {
     "AdamW": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1.0e-3}},
 }
 MEASURED = ("seconds", "peak_")  # in the names of metrics that no two runs have alike
+HYPERPARAMETERS = ("_hparams_", "hp_metric")  # tags of what loggers are told at a start
 
 
 class Sums(Task):
@@ -180,7 +181,10 @@ def shards(folder: Path) -> dict[str, Any]:
 
 
 def events(run: Path) -> dict[str, list[tuple[int, str]]]:
-    """By tag, step and digest of everything that TensorBoard would show, file after file."""
+    """By tag, step and digest of everything that TensorBoard would show, file after file.
+
+    Hyperparameters are written whenever a run starts or goes on: what is equal counts once.
+    """
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     found: dict[str, list[tuple[int, str]]] = {}
@@ -189,7 +193,10 @@ def events(run: Path) -> dict[str, list[tuple[int, str]]]:
             for value in event.summary.value:
                 if not any(word in value.tag for word in MEASURED):
                     data = hashlib.sha256(value.SerializeToString(deterministic=True))
-                    found.setdefault(value.tag, []).append((event.step, data.hexdigest()))
+                    entries = found.setdefault(value.tag, [])
+                    entry = event.step, data.hexdigest()
+                    if not value.tag.startswith(HYPERPARAMETERS) or entry not in entries:
+                        entries.append(entry)
     return found
 
 

@@ -82,12 +82,13 @@ def test_study_states_its_command_and_every_arm_runs_two_epochs(path, tmp_path, 
     assert str(path) in path.read_text().splitlines()[0]
     study = load_study(path, out=tmp_path / "out")
     first_seed = [run for run in expand_runs(study) if run.seed == study.seeds[0]]
-    flags = reduced(Path(study.config), tmp_path)
     # one learning rate of each arm: the rates differ in a number only
     runs = {run.sweep or run.arm.name: run for run in first_seed}
-    config = Path(study.config).absolute()
-    monkeypatch.chdir(tmp_path)
+    started_in = Path.cwd()
     for name, run in runs.items():
+        config = (started_in / run.config).absolute()
+        flags = reduced(config, tmp_path)
+        monkeypatch.chdir(tmp_path)
         overlay = copy.deepcopy(run.overlay)
         file = tmp_path / f"{name}.yaml"
         file.write_text(yaml.safe_dump(overlay))

@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rlsgd.core.distributed import global_sum, whole
 from rlsgd.core.types import TokenBatch
+from rlsgd.models.probing import is_probed
 
 
 class HeadGradient:
@@ -70,7 +71,7 @@ class HeadGradient:
             self.hook = None
 
     def _on_forward(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        if output.requires_grad:
+        if output.requires_grad and not is_probed(module):
             ids = inputs[0].detach()
             output.register_hook(lambda gradient: self._add(ids, gradient))
 

@@ -48,6 +48,8 @@ class OptimizerArguments(Callback):
             logged[f"{prefix}/class"] = part["class"]
             for number, group in enumerate(part["arguments"]):
                 tail = f"/{number}" if number else ""
+                # where a schedule starts from: the rate of this moment says when the run went on
+                group = group | {"lr": group.get("initial_lr", group["lr"])}
                 logged |= {f"{prefix}/{key}{tail}": value for key, value in group.items()}
             groups = "; ".join(listed(group) for group in part["arguments"])
             said = "" if name == "policy" else f"{name}: "

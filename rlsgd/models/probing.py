@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 _NOTES = (int, float, Tensor)
+_PROBED: WeakSet[nn.Module] = WeakSet()
+
+
+def is_probed(module: nn.Module) -> bool:
+    """Whether a module computes for `probing` now: a hook that measures looks away."""
+    return module in _PROBED
 
 
 @contextmanager
@@ -34,6 +41,7 @@ def probing(model: nn.Module) -> Iterator[Callable[[bool], None]]:
     def set_mode(training: bool) -> None:
         model.train(training)
 
+    _PROBED.update(modules)
     try:
         torch.set_float32_matmul_precision("highest")
         with (
@@ -44,6 +52,7 @@ def probing(model: nn.Module) -> Iterator[Callable[[bool], None]]:
         ):
             yield set_mode
     finally:
+        _PROBED.difference_update(modules)
         torch.set_float32_matmul_precision(precision)
         for module, mode in zip(modules, modes, strict=True):
             if module.training != mode:

@@ -82,6 +82,11 @@ class MuonOfExperts(Muon):
         super().__init__(first, **options)
         self.param_groups[0]["params"] = matrices
 
+    @staticmethod
+    def states_per_weight(group: dict[str, Any]) -> int:
+        """Numbers kept for each weight of a group: the average of gradients."""
+        return 1
+
     def _init_group(self, group: Any, *lists: list[Tensor]) -> bool:
         has_complex = super()._init_group(group, *lists)
         for tensors in lists:

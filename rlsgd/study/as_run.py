@@ -16,9 +16,10 @@ FILE = "provenance.json"
 def optimizers_of(folder: Path) -> list[dict[str, Any]]:
     """The optimizers that a run read back, policy first; none where it left no word of them."""
     try:
-        return json.loads((folder / FILE).read_text(encoding="utf-8")).get("optimizers") or []
+        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
+    return (found.get("optimizers") or []) if isinstance(found, dict) else []
 
 
 def optimizer_label(record: Mapping[str, Any]) -> str:

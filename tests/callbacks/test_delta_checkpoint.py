@@ -24,7 +24,10 @@ def grow(policy: PreTrainedModel) -> None:
 
 def train(folder: Path, run: Path, *callbacks: Any, optimizer=adam, epochs=2, **settings: Any):
     module = PolicyStub(folder, optimizer, **settings)
-    make_trainer(run, [*callbacks, HFExport()], epochs=epochs).fit(module, loader(1))
+    written_as: Any = str(settings.get("dtype", torch.float32)).removeprefix("torch.")
+    make_trainer(run, [*callbacks, HFExport(dtype=written_as)], epochs=epochs).fit(
+        module, loader(1)
+    )
     return module.policy
 
 

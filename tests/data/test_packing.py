@@ -9,6 +9,7 @@ from rlsgd.data.packing import Document, batch_of_rows, first_fit, restarting_po
 from rlsgd.models.scoring import completion_logprobs
 
 PAD = 0
+ONE = torch.tensor(1.0)
 # one of them a single token, which has the position 0 right after another 0
 DOCUMENTS = [
     Document([5, 9, 33, 2, 7, 61], 4),
@@ -31,7 +32,9 @@ def test_positions_restart_at_every_start():
 
 
 def test_rows_by_hand():
-    batch = batch_of_rows([DOCUMENTS[1:3], DOCUMENTS[:1]], pad_token_id=PAD, packed=True)
+    batch = batch_of_rows(
+        [DOCUMENTS[1:3], DOCUMENTS[:1]], pad_token_id=PAD, packed=True, denominator=ONE
+    )
     assert batch.input_ids.tolist() == [[9, 9, 5, 33, PAD, PAD], [5, 9, 33, 2, 7, 61]]
     assert batch.completion_mask.long().tolist() == [[0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1]]
     assert batch.attention_mask.long().tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]
@@ -47,7 +50,7 @@ def test_packed_equals_each_document_alone(model, attention, request):
     policy = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention).double()
     policy.eval()  # the fixtures ship a dropout
     rows = [[DOCUMENTS[3], DOCUMENTS[1], DOCUMENTS[0]], [DOCUMENTS[2], DOCUMENTS[0]]]
-    batch = batch_of_rows(rows, pad_token_id=PAD, packed=True)
+    batch = batch_of_rows(rows, pad_token_id=PAD, packed=True, denominator=ONE)
     logprobs, _ = completion_logprobs(policy, batch, temperature=1.0)
     logprobs.sum().backward()
     packed = {name: p.grad.clone() for name, p in policy.named_parameters()}

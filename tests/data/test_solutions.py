@@ -33,7 +33,6 @@ def test_batch_is_prompt_answer_eos_and_padding(ragged, plain_tokenizer):
     torch.testing.assert_close(batch.input_ids, expected, rtol=0, atol=0)
     assert batch.completion_mask.long().tolist() == [[0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1]]
     assert batch.attention_mask.all()
-    assert batch.truncated.tolist() == [False, False]
     assert batch.completions == ["=yyy", "=yy"]
     assert [prompt.text for prompt in batch.prompts] == ["x", "xx"]
 

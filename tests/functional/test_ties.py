@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlsgd.functional.losses import bounded, clipped_policy_loss, clipped_value_loss
+from rlsgd.functional.critic import clipped_value_loss
+from rlsgd.functional.logprobs import policy_ratio
+from rlsgd.functional.losses import Clip, bounded
 
 MASK = torch.ones(1, 1, dtype=torch.bool)
 
@@ -26,14 +28,8 @@ def test_at_ratio_one_the_gradient_is_reinforces(
     clip_low: float, clip_high: float, advantage: float
 ):
     logprobs = torch.tensor([[-1.5]], requires_grad=True)
-    loss = clipped_policy_loss(
-        logprobs,
-        logprobs.detach(),
-        torch.tensor([advantage]),
-        MASK,
-        clip_low=clip_low,
-        clip_high=clip_high,
-    )
+    ratio = policy_ratio(logprobs, logprobs.detach(), MASK)
+    loss = Clip(clip_low, clip_high).loss(ratio, torch.tensor([advantage]), MASK)
     loss.sum().backward()
     assert logprobs.grad is not None
     assert logprobs.grad.item() == -advantage  # d ratio / d logprob is 1 at ratio 1
