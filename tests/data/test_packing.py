@@ -47,8 +47,9 @@ def test_rows_by_hand():
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_llama_untied", "tiny_qwen3"])
 def test_packed_equals_each_document_alone(model, attention, request):
     folder = request.getfixturevalue(model)
-    policy = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention).double()
-    policy.eval()  # the fixtures ship a dropout
+    policy = AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation=attention, attention_dropout=0.0
+    ).double()
     rows = [[DOCUMENTS[3], DOCUMENTS[1], DOCUMENTS[0]], [DOCUMENTS[2], DOCUMENTS[0]]]
     batch = batch_of_rows(rows, pad_token_id=PAD, packed=True, denominator=ONE)
     logprobs, _ = completion_logprobs(policy, batch, temperature=1.0)
