@@ -5,6 +5,7 @@ embeddings, whose head vLLM packs apart from the embedding on a CPU.
 """
 
 import os
+import signal
 import threading
 
 import pytest
@@ -263,13 +264,17 @@ def test_a_prompt_that_is_too_long_is_refused_before_sampling(sampler, policy):
         sample(sampler, policy, tokens=60)
 
 
-def test_an_engine_that_is_killed_at_work_ends_the_run(folder, policy):
-    """vLLM's own client would wait for its output for ever."""
+@pytest.mark.parametrize("waits_for", ["output", "a value"])
+def test_an_engine_that_is_killed_at_work_ends_the_run(folder, policy, waits_for):
+    """vLLM's own client would wait for it for ever."""
     sampler = VLLMSampler(max_model_len=192)
     sample(sampler, policy)
-    manager = sampler.engine.llm.llm_engine.engine_core.resources.engine_manager
-    (core,) = manager.processes
-    threading.Timer(0.3, core.kill).start()
+    engine = sampler.engine
+    (core,) = engine.llm.llm_engine.engine_core.resources.engine_manager.processes
+    os.kill(core.pid, signal.SIGSTOP)  # so that the call is under way when it dies
+    threading.Timer(0.5, core.kill).start()
     with pytest.raises(Exception, match="EngineCore"):
-        for _ in range(1000):
-            sample(sampler, policy, tokens=40)
+        if waits_for == "output":
+            engine.generate([[5, 6, 7]], {"max_tokens": 4, "logprobs": 0}, [1])
+        else:
+            engine.version()

@@ -11,7 +11,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import InvalidStateError
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -205,14 +206,22 @@ class LocalEngine:
 def _report_death(client: Any) -> None:
     """Wake whoever waits for the output of an engine whose process is gone.
 
-    vLLM's client notices that, and its next call says so; but a call under way waits for ever.
+    vLLM's client notices that by a pipe, which stays open while a child of the engine holds it, and
+    its next call says so; but a call under way, for output or for a value, waits for ever.
     """
     from vllm.v1.engine.exceptions import EngineDeadError
 
+    processes = client.resources.engine_manager.processes
+
     def watch() -> None:
-        while not client.resources.engine_dead:
+        while not client.resources.engine_dead and all(one.is_alive() for one in processes):
             time.sleep(1.0)
+        client.resources.engine_dead = True
         client.outputs_queue.put_nowait(EngineDeadError())
+        time.sleep(1.0)  # a call that saw it alive has left its future by now
+        for future in list(client.utility_results.values()):
+            with suppress(InvalidStateError):
+                future.set_exception(EngineDeadError())
 
     threading.Thread(target=watch, name="rlsgd-vllm-watch", daemon=True).start()
 
