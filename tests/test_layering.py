@@ -24,6 +24,7 @@ ROOMS = (  # in the order in which they may import: each from those above it in 
     "report",
     "planner",
     "analysis",
+    "integrations",
     "cli",
 )
 LOOSE = {"__init__", "__main__"}

@@ -78,18 +78,8 @@ class EffectiveRank(UpdateCallback):
         ranks = self.ranks(pl_module)
         if not ranks:
             return
-        by_kind: dict[str, list[dict[str, float]]] = defaultdict(list)
-        for name, rank in ranks.items():
-            by_kind[kind_of(name)].append(rank)
         prefix = f"{self.prefix}update"
-        metrics = {f"{prefix}/{key}": mean for key, mean in _means(ranks.values()).items()}
-        for kind, of_kind in by_kind.items():
-            means = _means(of_kind)
-            if "effective_rank_percent" in means:
-                metrics[f"{prefix}_kind/{kind}/effective_rank_percent"] = means[
-                    "effective_rank_percent"
-                ]
-        log_metrics(trainer, metrics)
+        log_metrics(trainer, self.metrics(ranks))
         covers = self.covers(pl_module)
         rank_zero_info(
             f"{self.prefix}effective rank: {len(ranks)} matrices, {covers:.2%} of the weights"
@@ -124,6 +114,21 @@ class EffectiveRank(UpdateCallback):
         if broken is not None:
             raise DivergedError.of_weight(broken, pl_module.global_step)
         return {name: rank for name, rank in ranks.items() if rank is not None}
+
+    def metrics(self, ranks: dict[str, dict[str, float]]) -> dict[str, float]:
+        """What is logged of all matrices and of each kind of layer, by metric."""
+        by_kind: dict[str, list[dict[str, float]]] = defaultdict(list)
+        for name, rank in ranks.items():
+            by_kind[kind_of(name)].append(rank)
+        prefix = f"{self.prefix}update"
+        metrics = {f"{prefix}/{key}": mean for key, mean in _means(ranks.values()).items()}
+        for kind, of_kind in by_kind.items():
+            means = _means(of_kind)
+            if "effective_rank_percent" in means:
+                metrics[f"{prefix}_kind/{kind}/effective_rank_percent"] = means[
+                    "effective_rank_percent"
+                ]
+        return metrics
 
     def rank_of(self, update: Tensor) -> dict[str, float] | None:
         """The numbers of one update [m, n]; none if it is not finite."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rlsgd.callbacks.base import EveryNEpochs, log_metrics
@@ -73,15 +73,19 @@ class Memory(EveryNEpochs):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.is_due(trainer):
             return
+        log_metrics(trainer, self.metrics(trainer.optimizers, pl_module))
+
+    def metrics(self, optimizers: Sequence[Any], module: nn.Module) -> dict[str, float]:
+        """What is logged of a module and its optimizers, by metric."""
         states = (
             value
-            for optimizer in trainer.optimizers
+            for optimizer in optimizers
             for state in optimizer.state.values()
             for value in state.values()
             if isinstance(value, Tensor)
         )
-        trained = [p for p in pl_module.parameters() if p.requires_grad]
-        frozen = [p for p in pl_module.parameters() if not p.requires_grad]
+        trained = [p for p in module.parameters() if p.requires_grad]
+        frozen = [p for p in module.parameters() if not p.requires_grad]
         metrics: dict[str, float] = {
             "memory/parameter_bytes": num_bytes(trained),
             "memory/frozen_bytes": num_bytes(frozen),
@@ -89,12 +93,12 @@ class Memory(EveryNEpochs):
             "memory/optimizer_state_bytes": num_bytes(states),
             "memory/peak_rss_bytes": peak_rss_bytes(),
         }
-        closed_form = [closed_form_bytes(optimizer) for optimizer in trainer.optimizers]
+        closed_form = [closed_form_bytes(optimizer) for optimizer in optimizers]
         if None not in closed_form:
             metrics["memory/closed_form_bytes"] = sum(b for b in closed_form if b is not None)
         if torch.cuda.is_available():
             metrics["memory/peak_device_bytes"] = torch.cuda.max_memory_allocated()
-        log_metrics(trainer, metrics)
+        return metrics
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:

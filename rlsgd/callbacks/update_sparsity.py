@@ -79,20 +79,14 @@ class UpdateSparsity(UpdateCallback):
             return
         self.measurements += 1
         by_name = self.count(pl_module, self.initial)
-        total = sum(by_name.values(), SparsityCounts())
-        by_kind = _grouped(by_name, kind_of)
         prefix = f"{self.prefix}update"
-        metrics = {f"{prefix}/{key}": value for key, value in _measures(total).items()}
-        for kind, counts in by_kind.items():
-            measures = _measures(counts)
-            for key in ("unchanged_fp32", "unchanged_bf16", "relative_displacement"):
-                if key in measures:
-                    metrics[f"{prefix}_kind/{kind}/{key}"] = measures[key]
+        metrics = self.metrics(by_name)
         if self.before_step is not None:
             step_total = sum(self.count(pl_module, self.before_step).values(), SparsityCounts())
             metrics |= {f"{prefix}_step/{k}": v for k, v in _measures(step_total).items()}
             self.remove_scratch()
         log_metrics(trainer, metrics)
+        total, by_kind = sum(by_name.values(), SparsityCounts()), _grouped(by_name, kind_of)
         layers = _grouped(by_name, lambda name: str(layer_of(name)))
         append_jsonl(
             trainer,
@@ -133,6 +127,18 @@ class UpdateSparsity(UpdateCallback):
             before,
             lambda now, then: count_unchanged(now, then, tolerances=self.tolerances).as_numbers(),
         )
+
+    def metrics(self, by_name: dict[str, SparsityCounts]) -> dict[str, float]:
+        """What is logged of the whole model and of each kind of layer, by metric."""
+        prefix = f"{self.prefix}update"
+        total = sum(by_name.values(), SparsityCounts())
+        metrics = {f"{prefix}/{key}": value for key, value in _measures(total).items()}
+        for kind, counts in _grouped(by_name, kind_of).items():
+            measures = _measures(counts)
+            for key in ("unchanged_fp32", "unchanged_bf16", "relative_displacement"):
+                if key in measures:
+                    metrics[f"{prefix}_kind/{kind}/{key}"] = measures[key]
+        return metrics
 
 
 def _measures(counts: SparsityCounts) -> dict[str, float]:

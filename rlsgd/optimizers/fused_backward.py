@@ -130,7 +130,10 @@ class FusedBackwardSGD(Optimizer):
             DivergedError: a gradient is not finite.
         """
         if closure is None:
-            raise RuntimeError("FusedBackwardSGD steps inside the backward pass: pass it a closure")
+            raise RuntimeError(
+                "FusedBackwardSGD steps inside the backward pass: pass it a closure. A trainer "
+                "that calls step() after backward, as TRL's, cannot use it; take torch.optim.SGD"
+            )
         if self.total_norm is None:
             self.measure_norm(closure)
         if self.total_norm is None:

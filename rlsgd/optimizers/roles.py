@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -21,6 +22,17 @@ def mark_roles(model: nn.Module) -> None:
     find_head = getattr(model, "get_output_embeddings", None)  # of transformers' models
     if find_head is not None and (head := find_head()) is not None:
         _add_role(head.weight, "head")
+
+
+def mark_named_head(groups: Iterable[dict[str, Any]]) -> None:
+    """Mark the head by its name `lm_head`, in an optimizer's groups that were made of named ones.
+
+    Tied embeddings have the embedding's name alone: `mark_roles` of the model finds those too.
+    """
+    for group in groups:
+        for name, parameter in zip(group.get("param_names", ()), group["params"], strict=False):
+            if name.split(".")[-2:] == ["lm_head", "weight"]:
+                _add_role(parameter, "head")
 
 
 def roles(parameter: Tensor) -> frozenset[Role]:

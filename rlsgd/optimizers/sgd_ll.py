@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from rlsgd.optimizers.roles import roles
+from rlsgd.optimizers.roles import mark_named_head, roles
 
 
 class SGDLL(Optimizer):
@@ -29,8 +29,9 @@ class SGDLL(Optimizer):
     head's rows and of the tensors.
 
     The head (one row for each token of the vocabulary) is the parameter with the role `head`, see
-    `rlsgd.optimizers.roles`; rlsgd's modules mark it. With tied embeddings that is the embedding
-    matrix, whose gradient is the sum of both uses: its rows are clipped as the head's.
+    `rlsgd.optimizers.roles`; rlsgd's modules mark it, and of `model.named_parameters()` it is the
+    one named `lm_head`. With tied embeddings that is the embedding matrix, whose gradient is the
+    sum of both uses: its rows are clipped as the head's.
 
     Args:
         params: parameters or groups of them.
@@ -65,6 +66,13 @@ class SGDLL(Optimizer):
             "update_rms_clip": update_rms_clip,
         }
         super().__init__(params, defaults)
+        for group in self.param_groups:
+            if group.get("weight_decay"):  # as transformers' Trainer adds it to its groups
+                raise ValueError(
+                    f"weight_decay {group['weight_decay']} of a parameter group: SGDLL has none; "
+                    "set it to 0"
+                )
+        mark_named_head(self.param_groups)
         heads = [p for group in self.param_groups for p in group["params"] if "head" in roles(p)]
         if head_row_clip is not None and not heads:
             raise ValueError(

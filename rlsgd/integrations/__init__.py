@@ -1,0 +1,1 @@
+"""What of rlsgd works in the trainers of others."""
