@@ -1,123 +1,19 @@
-"""A second suite of attempts: by root and by nobody, in a venv and with a copied system Python.
+"""A second suite of attempts: each succeeds in plain Python, and fails in every sandbox."""
 
-Each is shown to succeed in plain Python, and to fail in every kind of sandbox that works here.
-"""
-
-import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 import pytest
 
-import rlsgd
 from rlsgd.rewards import AssertTests, Landlock, StdioTests
-from rlsgd.rewards.sandbox.base import NOBODY
-from tests.rewards.attacks import NOT_FOR_ALL, PROGRAMS, TEXTS, program_of
+from tests.rewards.attacks import NOT_FOR_ALL, PROGRAMS, program_of
+from tests.rewards.processes import descendants, is_running, wait_for_end
 from tests.rewards.sandboxes import WORKING, run_program
-from tests.rewards.test_sandbox_attacks import is_running
 
 KINDS = [kind.__name__ for kind in WORKING]
-# Reads a program; prints what it printed in a sandbox of the kind, with the installation's Python.
-RUN = """
-import json, sys
-from rlsgd.rewards import Bubblewrap, Landlock
-kind, text = json.load(sys.stdin)
-with {"Bubblewrap": Bubblewrap, "Landlock": Landlock}[kind](cpu_seconds=60).start(
-    "script", text.encode(), b""
-) as session:
-    session.wait_until_ready(600)
-    print(session.read_all().decode(), session.exit_code(), sys.prefix, sys.base_prefix)
-"""
-
-
-# Reads texts; prints the scores that a verifier gives them, which evaluates them behind a wall.
-RUN_TEXTS = """
-import json, sys
-from hostile_rewards import Evaluates
-from rlsgd.core.problems import Problem
-from rlsgd.rewards.isolation import IsolatedWorker
-from rlsgd.rewards.sandbox import walls
-kind, texts, names = json.load(sys.stdin)
-worker = IsolatedWorker(
-    Evaluates(), timeout_seconds=600, walls=[getattr(walls, f"{kind}Wall")]
-)
-right, wrong = ("6 * 7", Problem("q", "42")), ("6 * 8", Problem("q", "42"))
-problem = Problem("q", "'done'", {"names": names})
-grades = worker.grade([item for text in texts for item in ((text, problem), right, wrong)])
-worker.close()
-print(json.dumps([grade.score for grade in grades]))
-"""
-
-
-@pytest.fixture(scope="module")
-def open_folder():
-    """A folder that every user reaches."""
-    with tempfile.TemporaryDirectory(prefix="rlsgd-test-") as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
-
-
-@pytest.fixture(scope="module")
-def installations(open_folder):
-    """A copied system Python with this package in its own site-packages, and a venv of it."""
-    system = open_folder / "system"
-    library = Path(os.__file__).parent
-    left_out = shutil.ignore_patterns(
-        "site-packages", "dist-packages", "test", "config-*", "__pycache__", "ensurepip"
-    )
-    copy = system / sys.platlibdir / library.name
-    shutil.copytree(library, copy, ignore=left_out)
-    (system / "bin").mkdir()
-    python = system / "bin" / "python3"
-    shutil.copy2(os.path.realpath(sys.executable), python)
-    for path in Path(sys.base_prefix, "lib").glob("libpython*.so.*"):
-        shutil.copy2(path, system / "lib" / path.name)
-    package = copy / "site-packages" / "rlsgd"
-    shutil.copytree(Path(rlsgd.__file__).parent, package, ignore=left_out)
-    shutil.copy2(Path(__file__).with_name("hostile_rewards.py"), copy / "site-packages")
-    env = {"LD_LIBRARY_PATH": str(system / "lib")}
-    venv = open_folder / "venv"
-    command = [python, "-m", "venv", "--without-pip", "--system-site-packages", venv]
-    subprocess.run(command, check=True, env=env)
-    for path in open_folder.rglob("*"):
-        if not path.is_symlink():
-            path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
-    return {"copied system Python": python, "venv": venv / "bin" / "python"}, env, package
-
-
-@pytest.fixture
-def surroundings(open_folder):
-    """What the attempts are after, in reach of every user."""
-    folder = Path(tempfile.mkdtemp(dir=open_folder))
-    folder.chmod(0o755)
-    (folder / "secret").write_text("done")
-    victim = subprocess.Popen(["sleep", "600"])
-    name = f"rlsgd-{victim.pid}"
-    sockets = [socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2)]
-    sockets[0].bind("\0" + name)
-    sockets[1].bind(str(folder / "socket"))
-    package = Path(rlsgd.__file__).parent
-    yield {
-        "FOLDER": str(folder),
-        "VICTIM": victim.pid,
-        "NAME": name,
-        "X86": os.uname().machine == "x86_64",
-        "SOLUTIONS": str(package / "assets" / "small_programs.jsonl"),
-        "SITE": str(Path(pytest.__file__).parents[1]),
-        "CODE": rlsgd.__file__,
-    }
-    for each in sockets:
-        each.close()
-    assert is_running(victim.pid), "the victim was hit"
-    victim.kill()
-    victim.wait()
 
 
 def state_of(surroundings):
@@ -150,50 +46,6 @@ def test_every_attempt_is_refused(kind, surroundings):
     output, code = run_program(kind(cpu_seconds=60), program_of(surroundings), seconds=600)
     assert (output.decode().splitlines(), code) == ([], 0)
     assert state_of(surroundings) == before
-
-
-@pytest.mark.parametrize("user", [None, NOBODY], ids=["own user", "nobody"])
-@pytest.mark.parametrize("where", ["copied system Python", "venv"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_wherever_python_comes_from_and_whoever_trains(
-    kind, where, user, installations, surroundings, open_folder
-):
-    """The tests and solutions lie in `base_prefix` here."""
-    pythons, env, package = installations
-    surroundings |= {"CODE": str(package / "__init__.py"), "SITE": str(package.parent)}
-    surroundings["SOLUTIONS"] = str(package / "assets" / "small_programs.jsonl")
-    given = [kind, program_of(surroundings)]
-    *succeeded, last = run_as(user, [pythons[where], "-c", RUN], given, env, open_folder)
-    assert succeeded == []
-    assert last.split()[:2] == ["0", str(pythons[where].parents[1])]
-    texts = {name: text for name, text in TEXTS.items() if name not in ("connect", "home")}
-    given = [kind, list(texts.values()), surroundings | {"SCRATCH": None, "PORT": 0, "HOME": "/"}]
-    (scores,) = run_as(user, [pythons[where], "-c", RUN_TEXTS], given, env, open_folder)
-    assert json.loads(scores) == [0.0, 1.0, 0.0] * len(texts)
-
-
-def run_as(user, command, given, env, open_folder):
-    """The lines that a command prints, run by a user with a home folder of its own."""
-    if user is not None and os.geteuid() != 0:
-        pytest.skip("only root can become another user")
-    home = Path(tempfile.mkdtemp(dir=open_folder))
-    if user is not None:
-        os.chown(home, user, user)
-    more = {"HOME": str(home), "TMPDIR": str(home), "PATH": os.environ["PATH"]}
-    found = subprocess.run(
-        command,
-        input=json.dumps(given),
-        capture_output=True,
-        text=True,
-        env={**env, **more, "RLSGD_SECRET": "done"},
-        cwd="/",
-        user=user,
-        group=user,
-        extra_groups=None if user is None else [],
-        timeout=600,
-    )
-    assert found.returncode == 0, found.stderr
-    return found.stdout.splitlines()
 
 
 KILLER = """
@@ -248,20 +100,6 @@ def test_whatever_a_program_starts_ends_with_it_also_without_the_filter(kind, mo
         while len(seen) < (5 if kind is Landlock else 4):
             seen = descendants(first)
     wait_for_end(seen)
-
-
-def wait_for_end(processes):
-    """Until the kernel has ended them all; the limit is that of the test."""
-    while any(map(is_running, processes)):
-        time.sleep(0.01)
-
-
-def descendants(process):
-    found = [process]
-    for number in found:
-        for task in Path(f"/proc/{number}/task").glob("*"):
-            found += map(int, (task / "children").read_text().split())
-    return found
 
 
 NAIVE = """

@@ -17,8 +17,9 @@ from rlsgd.rewards.isolation import IsolatedWorker
 from rlsgd.rewards.sandbox.walls import NoWall
 from tests.rewards.attacks import TEXTS
 from tests.rewards.hostile_rewards import Evaluates, EvaluatesTogether
+from tests.rewards.processes import is_running
 from tests.rewards.sandboxes import NAMES, WORKING_WALLS
-from tests.rewards.test_sandbox_attacks import answer_all, is_running
+from tests.rewards.test_sandbox_attacks import answer_all
 
 DONE = Problem("q", "'done'")
 HONEST = [("6 * 7", Problem("q", "42"), 1.0), ("6 * 8", Problem("q", "42"), 0.0)]

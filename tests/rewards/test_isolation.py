@@ -10,8 +10,8 @@ import pytest
 from rlsgd.rewards.isolation import IsolatedWorker
 from rlsgd.rewards.sandbox.walls import NoWall
 from tests.rewards.hostile_rewards import HangsInPrepare
+from tests.rewards.processes import descendants, wait_for_end
 from tests.rewards.sandboxes import NAMES, WORKING_WALLS
-from tests.rewards.test_attack_programs import descendants, wait_for_end
 
 LIBRARY_REWARD = """
 import os, sys

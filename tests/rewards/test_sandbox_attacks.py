@@ -19,6 +19,7 @@ import pytest
 
 from rlsgd.core.problems import Problem
 from rlsgd.rewards import Bubblewrap, StdioTests, Unsandboxed
+from tests.rewards.processes import is_running
 from tests.rewards.sandboxes import WORKING, run_program
 
 MEMORY_MB = 256
@@ -235,14 +236,6 @@ def state_of(surroundings):
         is_running(surroundings["VICTIM"]),
         Path(f"/var/tmp/rlsgd-{surroundings['VICTIM']}").exists(),
     ]
-
-
-def is_running(process):
-    """Whether it is neither dead nor stopped; running and sleeping alternate by themselves."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().split()[2] in "RSD"
-    except FileNotFoundError:
-        return False
 
 
 def with_constants(program, surroundings):
