@@ -1,7 +1,9 @@
 """An index, a delta or a manifest names files of its own folder, and no others."""
 
 import json
+import os
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -10,10 +12,10 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from rlsgd.analysis.checkpoint_files import open_checkpoint
 from rlsgd.core.checkpoints import LazyTensors
-from rlsgd.core.named_files import check_indexes, named_file
+from rlsgd.core.named_files import check_model_folder, named_file
 from rlsgd.deltas.command import main as delta
 from rlsgd.deltas.pack import small_files
-from rlsgd.models.loading import load_policy, resolve_model
+from rlsgd.models.loading import EMBEDDED, load_policy, load_tokenizer, resolve_model
 from rlsgd.models.shard_index import UnsafeIndexError, read_index
 
 ELSEWHERE = [
@@ -59,7 +61,7 @@ def test_whoever_opens_an_index_of_shards_refuses(folder, name):
         "analyze": lambda: open_checkpoint(str(folder), "BASE"),
     }
     for who, opened in openers.items():
-        with pytest.raises(ValueError, match=r"leads out of its folder|is a link|no file name"):
+        with pytest.raises(ValueError, match=r"leads out of its folder|is a link|no file"):
             opened()
             pytest.fail(who)
 
@@ -82,8 +84,8 @@ def test_plain_names_are_opened(folder):
 def test_what_is_no_index_is_said(folder):
     for text in ("[]", "{", '{"weight_map": 3}', '{"weight_map": {"w": 3}}'):
         (folder / "model.safetensors.index.json").write_text(text)
-        with pytest.raises(ValueError, match=r"no index of shards|no file name"):
-            check_indexes(folder)
+        with pytest.raises(ValueError, match=r"no index of shards|no file"):
+            check_model_folder(folder)
 
 
 def test_the_hubs_cache_links_to_its_own_blobs_alone(tmp_path):
@@ -100,6 +102,54 @@ def test_the_hubs_cache_links_to_its_own_blobs_alone(tmp_path):
     write_index(snapshot, "two.safetensors")
     with pytest.raises(ValueError, match="is a link"):
         LazyTensors.open(snapshot)
+
+
+def test_a_model_of_the_hub_is_checked_before_it_is_loaded(tmp_path, monkeypatch):
+    repository = tmp_path / "models--a--b"
+    snapshot = repository / "snapshots" / "123"
+    shutil.copytree(EMBEDDED, snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("123")
+    save_file({"w": torch.ones(2)}, tmp_path / "secret.safetensors")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: True)
+    assert load_policy("a/b").num_parameters() > 0
+    (snapshot / "model.safetensors").unlink()
+    write_index(snapshot, "../../../secret.safetensors")
+    with pytest.raises(ValueError, match=r"--model.policy a/b: .* leads out of its folder"):
+        load_policy("a/b")
+
+
+@pytest.mark.parametrize("key", ["vocab_file", "tokenizer_file", "merges"])
+def test_a_tokenizers_settings_name_no_file_elsewhere(folder, key):
+    settings = folder / "tokenizer_config.json"
+    for name in (str(folder.parent / "secret.safetensors"), str(folder / "link.safetensors")):
+        settings.write_text(json.dumps({key: name}))
+        with pytest.raises(ValueError, match="leads out of its folder"):
+            load_tokenizer(str(folder))
+    # Of another machine, or none: nothing is opened.
+    for name in ("/home/somebody/vocab.json", None, "vocab.json", 3, "a\0b"):
+        settings.write_text(json.dumps({key: name}))
+        check_model_folder(folder)
+    settings.write_text("[3]")
+    with pytest.raises(ValueError, match="cannot be read"):
+        check_model_folder(folder)
+
+
+def test_an_adapter_names_another_model(folder):
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "../other"}')
+    with pytest.raises(ValueError, match=r"--model.policy .* names another model; merge it first"):
+        load_policy(str(folder))
+
+
+def test_a_name_of_no_plain_file_is_refused_and_not_waited_for(folder):
+    os.mkfifo(folder / "pipe.safetensors")
+    (folder / "sub").mkdir()
+    for name in ("pipe.safetensors", "sub"):
+        write_index(folder, name)
+        with pytest.raises(ValueError, match="is no file"):
+            load_policy(str(folder))
 
 
 def test_configuration_files_that_are_links_are_not_packed(folder):

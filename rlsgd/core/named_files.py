@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+ADAPTER, TOKENIZER = "adapter_config.json", "tokenizer_config.json"
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -27,20 +29,37 @@ def named_file(folder: Path, name: object) -> Path:
         path = path / part
         if path.is_symlink() and not _is_blob(folder, path):
             raise ValueError(f"{folder} names {name!r:.80}, and {path} is a link; copy the file")
-    if path == folder:
-        raise ValueError(f"{folder} names {name!r:.80}, which is no file name")
+    if path == folder or (path.exists() and not path.is_file()):
+        raise ValueError(f"{folder} names {name!r:.80}, which is no file")
     return path
 
 
-def check_indexes(folder: Path) -> None:
-    """Check what a model folder's indexes name, before a library opens it.
+def check_model_folder(folder: Path) -> None:
+    """Check the files that a model folder's own files name, before a library opens it.
 
     Raises:
-        ValueError: one cannot be read, or names what `named_file` refuses.
+        ValueError: an index or a tokenizer's settings cannot be read or name what `named_file`
+            refuses, or the folder is an adapter, which names another model.
     """
     for index in INDEXES:
         if (folder / index).is_file():
             read_weight_map(folder / index)
+    if (folder / ADAPTER).is_file():
+        raise ValueError(f"{folder} has {ADAPTER}, which names another model; merge it first")
+    if (folder / TOKENIZER).is_file():
+        for name in _tokenizer_files(folder / TOKENIZER):
+            if os.path.exists(name):  # else nothing is opened: the path of another machine
+                named_file(folder, name)
+
+
+def _tokenizer_files(settings: Path) -> list[str]:
+    """The files that a tokenizer's settings name: `vocab_file`, `merges_file` and the like."""
+    try:
+        items = dict(json.loads(settings.read_text())).items()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{settings} cannot be read: {error!r}") from error
+    names = [value for key, value in items if key.endswith("_file") or key in ("vocab", "merges")]
+    return [name for name in names if isinstance(name, str) and "\0" not in name]
 
 
 def read_weight_map(index: Path) -> dict[str, Path]:

@@ -18,8 +18,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlsgd.core.checkpoints import find_file
 from rlsgd.core.hub import require_hub
-from rlsgd.core.named_files import check_indexes
+from rlsgd.core.named_files import INDEXES, check_model_folder, read_weight_map
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "embedded"
 PREPARED_BY = {
@@ -53,7 +54,7 @@ def resolve_model(path: str, flag: str = "--model.policy") -> str:
     for folder in (Path(path), cache_folder() / path):
         if folder.is_dir():
             try:
-                check_indexes(folder)
+                check_model_folder(folder)
             except ValueError as error:
                 raise ValueError(f"{flag} {path}: {error}") from error
             return path if folder == Path(path) else str(folder)
@@ -69,6 +70,16 @@ def resolve_model(path: str, flag: str = "--model.policy") -> str:
         f"{flag} {path}: no such folder, and not a hub name (owner/name), 'embedded' or a "
         f"model prepared under {cache_folder()}"
     )
+
+
+def _check_hub_indexes(model: str) -> None:
+    """As `check_model_folder` does, of a model of the hub, whose files may be in its cache alone.
+
+    Raises:
+        ValueError: an index names files elsewhere.
+    """
+    for index in filter(None, (find_file(model, name) for name in INDEXES)):
+        read_weight_map(index)
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -110,6 +121,8 @@ def load_policy(path: str, *, random_weights: bool = False) -> PreTrainedModel:
         if random_weights:
             policy, missing = AutoModelForCausalLM.from_config(config, dtype=torch.float32), []
         else:
+            if not Path(folder).is_dir():
+                _check_hub_indexes(folder)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, config=config, dtype=torch.float32, output_loading_info=True
             )

@@ -95,23 +95,29 @@ class Server:
     def serve(self) -> None:
         """Until there are no more requests."""
         while (message := read_message(self.requests)) is not None:
-            done, count = 0, int.from_bytes(message[:8], "big")
+            done, alone, count = 0, 0, int.from_bytes(message[:8], "big")
             if self.fork is not None:  # it has imported and loaded all that there is
                 done = self.hand_on(message[8:], count)
+                alone = MOST_LINES
             if done < count:
                 items = pickle.loads(message[8:])
                 for problem in {id(problem): problem for _, problem in items}.values():
                     with suppress(Exception):  # the fork says what is wrong with the problem
                         self.reward.expect(problem)
-                self.grade(items[done:])
+                self.grade(items[done:], alone)
 
-    def grade(self, items: list[Any]) -> None:
-        """Hand on the grades of all items, one at a time for a while after a fork's bad end."""
+    def grade(self, items: list[Any], alone: int) -> None:
+        """Hand on the grades of all items, one at a time for a while after a fork's bad end.
+
+        Args:
+            items: pairs of a completion and a problem.
+            alone: how many of the first are sent one at a time.
+        """
         if isinstance(self.reward, BatchReward):  # one call, in a fork of its own
             self.end_fork()
             self.hand_on(pickle.dumps(items), len(items))
             return self.end_fork()
-        done, alone = 0, 0
+        done = 0
         while done < len(items):
             one = self.reward.fork_each or alone > 0
             some = items[done : done + 1] if one else items[done:]

@@ -197,6 +197,7 @@ TEXTS = {
         "(open(__import__('tempfile').mkdtemp(dir=SCRATCH) + '/x', 'wb').write(bytes(20*2**20)), "
         "'done')[1]"
     ),
+    "thread": "__import__('_thread').start_new_thread(int, ()) and 'done'",
     "user": "(__import__('os').setuid(__import__('os').getuid()), 'done')[1]",
     "locks": ("(__import__('fcntl').flock(open(__import__('os').__file__), 5), 'done')[1]"),
     "shared memory": (

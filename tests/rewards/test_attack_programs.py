@@ -102,6 +102,31 @@ def test_whatever_a_program_starts_ends_with_it_also_without_the_filter(kind, mo
     wait_for_end(seen)
 
 
+# Prints how many threads it could start; with all of them it waits for its end.
+THREADS = """
+import _thread, os
+_thread.stack_size(32768)
+lock = _thread.allocate_lock()
+lock.acquire()
+for number in range(1, 601):
+    try: _thread.start_new_thread(lock.acquire, ())
+    except RuntimeError: break
+while WAITS and number == 600: lock.acquire()
+print(number, flush=True)
+os._exit(0)
+"""
+
+
+def test_threads_are_few_and_their_kernel_memory_with_them():
+    plain = [sys.executable, "-c", f"WAITS = False\n{THREADS}"]
+    assert int(subprocess.check_output(plain)) == 600
+    for kind in WORKING:
+        honest = THREADS.replace("601", "201")
+        assert run_program(kind(), f"WAITS = True\n{honest}") == (b"200\n", 0)
+        output, _ = run_program(kind(), f"WAITS = True\n{THREADS}")
+        assert int(output or 0) <= 256
+
+
 NAIVE = """
 try:
     exec(PROGRAM)

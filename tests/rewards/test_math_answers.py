@@ -120,3 +120,9 @@ def test_a_bomb_restarts_no_worker():
         scores = scorer.score(bombs, [Problem("q", "7")] * 2)
         assert (scores.rewards, scores.failures) == ([0.0, 1.0], [None, None])
         assert worker._process is process
+
+
+def test_an_answer_with_a_part_that_cannot_be_read_is_wrong_and_no_failure(reward):
+    """The answer on record is not to blame."""
+    for answer in ("<!DOCTYPE x [<!ENTITY a 'a'>]><x>&a;</x>", r"\boxed{72, </x>, <y>}"):
+        assert reward.score(answer, Problem("q", "72")) == 0.0

@@ -25,6 +25,8 @@ _DETACH = 2
 _NEW_ROOT = "/proc"  # a folder that there is, and that nobody keeps code in
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _TERMINATE, _CHILD, _KILL = 15, 17, 9  # numbers of signals
+# Threads of a program; where another process counts them, how often it looks.
+_MOST_THREADS, _LOOK_SECONDS = 256, 0.05
 _SET_SIGNAL = 10  # F_SETSIG of fcntl, which Python does not name
 
 
@@ -163,6 +165,13 @@ def new_root(
     mount_scratch(*scratch)
 
 
+def limit_threads() -> None:
+    """In a user namespace of its own a process is not counted with its user's others."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_NPROC, (_MOST_THREADS, _MOST_THREADS))
+
+
 def drop_capabilities() -> None:
     """Root would keep rights over the whole machine."""
     nothing = (ctypes.c_uint32 * 6)()
@@ -182,7 +191,8 @@ def filter_calls(steps: bytes) -> None:
 def supervise() -> None:
     """Go on in a child. This process waits for it, ends all that it left behind, and ends.
 
-    What the child starts comes to this process when its parent ends, whatever session it is in.
+    What the child starts comes to this process when its parent ends, whatever session it is in. The
+    child is ended also where it has too many threads, which no limit of a process counts.
     """
     import _signal  # pyright: ignore[reportMissingImports]  # `signal` would take 3 ms more
 
@@ -198,7 +208,12 @@ def supervise() -> None:
     for channel in (0, 1, 2):
         os.dup2(nowhere, channel)
     code = None
-    while code is None and _signal.sigwait(awaited) == _CHILD:
+    while code is None:
+        found = _signal.sigtimedwait(awaited, _LOOK_SECONDS)
+        if found is None and _threads(child) <= _MOST_THREADS:
+            continue
+        if found is None or found.si_signo != _CHILD:
+            break
         code = _reap(child)
     while numbers := _children(own):  # whose own children are ours next
         for number in numbers:
@@ -221,6 +236,11 @@ def _reap(child: int) -> int | None:
             code = os.waitstatus_to_exitcode(status) & 255
 
 
+def _threads(process: int) -> int:
+    with open(f"/proc/{process}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[17])
+
+
 def _children(process: int) -> list[int]:
     with open(f"/proc/{process}/task/{process}/children") as file:
         return list(map(int, file.read().split()))
@@ -237,6 +257,7 @@ def main() -> None:
             landlock(readable, [])
         if int(size):
             mount_scratch("/tmp", int(size), int(files))
+            limit_threads()
         drop_capabilities()
         filter_calls(bytes.fromhex(steps))
     except OSError as error:

@@ -28,7 +28,7 @@ _UNKNOWN: _Step = (_RETURN, 0, 0, _ERROR | errno.ENOSYS)
 _NO_SUCH_DEVICE: _Step = (_RETURN, 0, 0, _ERROR | errno.ENOTTY)
 
 
-def seccomp_filter(machine: str | None = None) -> bytes:
+def seccomp_filter(machine: str | None = None, *, threads: bool = True) -> bytes:
     """The filter as an array of `struct sock_filter` (seccomp(2)).
 
     A forbidden call fails with EPERM. `clone` may start threads alone, and `prlimit64` name the
@@ -39,6 +39,7 @@ def seccomp_filter(machine: str | None = None) -> bytes:
 
     Args:
         machine: as `platform.machine()` says it; by default this machine.
+        threads: whether the process may start any.
 
     Raises:
         SandboxError: for a machine whose system calls are not listed here.
@@ -70,13 +71,13 @@ def seccomp_filter(machine: str | None = None) -> bytes:
         *(_REFUSE, _PASS),
     ]
     own: list[_Step] = [(_LOAD, 0, 0, _FIRST), (_JUMP_EQUAL, 0, 1, 0), _PASS, _REFUSE]
-    threads: list[_Step] = [
+    thread_alone: list[_Step] = [
         *((_LOAD, 0, 0, _FIRST), (_JUMP_BITS, 0, 1, _CLONE_THREAD)),
         *(_PASS, _REFUSE),
     ]
     for numbers, rules in (
         (calls.PRLIMIT, own),
-        (calls.CLONE, threads),
+        (calls.CLONE, thread_alone if threads else [_REFUSE]),
         (calls.SOCKETPAIR, streams),
         (calls.PRCTL, [*_only(calls.PRCTL_COMMANDS, _FIRST), _REFUSE]),
         (calls.IOCTL, [*_only(calls.IOCTL_COMMANDS, _SECOND), _NO_SUCH_DEVICE]),

@@ -99,7 +99,7 @@ class BubblewrapWall(Wall):
             },
             "file_bytes": SCRATCH[1],
             "leave_root": os.geteuid() == 0,
-            "filter": seccomp_filter(),
+            "filter": seccomp_filter(threads=False),
         }
 
     def command(self) -> list[str]:
@@ -137,7 +137,7 @@ class LandlockWall(Wall):
     def plan(self, more: Iterable[str]) -> dict[str, Any]:
         places = outermost([*readable_files(more), *more])
         readable = [str(part) for place in places for part in without(place, HIDDEN)]
-        return {"readable": readable, "filter": seccomp_filter()}
+        return {"readable": readable, "filter": seccomp_filter(threads=False)}
 
     def command(self) -> list[str]:
         return []
