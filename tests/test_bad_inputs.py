@@ -15,6 +15,7 @@ from rlsgd.models.loading import EMBEDDED
 FIT = ["fit", "--config", "configs/grpo_embedded.yaml"]
 ONE_CYCLE = ("--model.lr_scheduler.max_lr=1", "--model.lr_scheduler.total_steps=9")
 CYCLE = ("--model.lr_scheduler.max_lr=1", "--model.lr_scheduler.base_lr=0.1")
+ODD = "tests.rewards.odd_rewards"
 STUDY = ["study", "configs/studies/quickstart.yaml"]
 
 
@@ -56,6 +57,35 @@ CASES = [
         "--data.reward: sqrt takes 'x' by position only; arguments get their values by name",
     ),
     (fit("--data.reward=no_such_module.reward"), "--data.reward no_such_.*: there is no module"),
+    (fit(f"--data.reward={ODD}.shorterr"), f".*{ODD} has no shorterr; did you mean {ODD}.shorter?"),
+    (fit(f"--data.reward={ODD}.Unfinish"), f".* did you mean {ODD}.Unfinished?"),
+    (fit(f"--data.reward={ODD}.Unfinished"), ".*: the class defines no score; write that method"),
+    (fit(f"--data.reward={ODD}.Bare"), f"--data.reward {ODD}.Bare: is no Reward; give the class"),
+    (
+        fit("--data.reward=tests.rewards.odd_reward.shorter"),
+        ".*: there is no module tests.rew",
+    ),
+    (fit(f"--data.reward={ODD}"), ".*: is a module; name a function in it.*later"),
+    (
+        fit("--data.reward=odd_rewards.py:shorter"),
+        ".* dots; did you mean odd_rewards.shorter?",
+    ),
+    (fit("--data.reward={}/odd.shorter"), ".*: give module and function with dots"),
+    (
+        fit(f"--data.reward={ODD}.shorter", "--data.reward.weight=2"),
+        "--data.reward.weight: a function takes no settings; derive a class from Reward",
+    ),
+    (
+        fit("--data.reward=MathVerify", "--data.reward.strickt=1"),
+        ".*; did you mean strict?",
+    ),
+    (fit(f"--data.reward={ODD}.later"), "--data.reward: later is a coroutine or a generator"),
+    (fit(f"--data.reward={ODD}.one_by_one"), "--data.reward: one_by_one is a coroutine or a gener"),
+    (
+        fit(f"--data.reward={ODD}.blind"),
+        "--data.reward: blind has no argument completion",
+    ),
+    (fit(f"--data.reward={ODD}.positions"), "--data.reward: positions has no argument completion"),
     (fit("--trainer.callbacks+=UpdateSparsty"), "--trainer.callbacks .* mean UpdateSparsity?"),
     (fit("--trainer.logger=TensorboardLogger"), "--trainer.logger .* did you mean TensorBoardLog"),
     (fit("--trainer.logger=WandbLogger"), "--trainer.logger .*WandbLogger: .*wandb.*pip install"),

@@ -18,6 +18,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors import SafetensorError
 
+from rlsgd.cli.named_reward import FLAG as REWARD
+from rlsgd.cli.named_reward import explain_reward
 from rlsgd.core.command import OneLine, UsageError, did_you_mean, explain, flags_of, one_line
 
 MOST_CHARACTERS = 500  # of somebody else's explanation
@@ -78,6 +80,12 @@ def explain_settings(message: str, flags: Sequence[str] = ()) -> str:
     keys = re.findall(KEY, before)
     flag = "--" + ".".join(keys) if keys else ""
     given = _given(message)
+    if flag == REWARD and found is None and "Dict must include a class_path" in message:
+        setting = re.search(r"NestedArg\(key='(\w+)'", message)
+        if setting:
+            return f"{flag}.{setting[1]}: a function takes no settings; derive a class from Reward"
+    if flag == REWARD and given and (reason := explain_reward(given)):
+        return reason
     if found is None:
         kinds = dict.fromkeys(re.findall(EXPECTED, message, re.MULTILINE))
         wanted = [_kind(kind) for kind in kinds if not kind.startswith(("path", "NoneType", "dot"))]

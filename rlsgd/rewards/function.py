@@ -34,6 +34,18 @@ def _function_reward(function: Callable[..., Any]) -> Reward:
         names = list(inspect.signature(function).parameters)
     except (TypeError, ValueError):
         raise ValueError(f"--data.reward: {name} is not a function in Python") from None
+    if _is_never_a_number(function):
+        raise ValueError(
+            f"--data.reward: {name} is a coroutine or a generator; write it as a plain function "
+            "that returns a number"
+        )
+    kinds = {parameter.kind for parameter in inspect.signature(function).parameters.values()}
+    seen = {"completion", "response", "completions", "responses"} & set(names)
+    if not seen and not {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY} & kinds:
+        raise ValueError(
+            f"--data.reward: {name} has no argument completion, response, completions or "
+            "responses, so it would give every completion of a prompt the same reward"
+        )
     if {"completion", "response"} & set(names) and {"completions", "responses"} & set(names):
         raise ValueError(
             f"--data.reward: {name} has arguments for one completion and for all of them; name "
@@ -42,6 +54,11 @@ def _function_reward(function: Callable[..., Any]) -> Reward:
     if {"completions", "responses"} & set(names):
         return BatchFunctionReward(function)
     return FunctionReward(function)
+
+
+def _is_never_a_number(function: Callable[..., Any]) -> bool:
+    called = function if inspect.isroutine(function) else type(function).__call__
+    return inspect.iscoroutinefunction(called) or inspect.isgeneratorfunction(called)
 
 
 class FunctionReward(Reward):

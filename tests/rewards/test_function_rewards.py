@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlsgd.cli.named_reward import explain_reward
 from rlsgd.core.problems import Problem
 from rlsgd.rewards import BatchFunctionReward, FunctionReward, Scorer, WeightedSum, as_reward
 from rlsgd.rewards.base import finite_number, grade_safely
@@ -111,6 +112,24 @@ def test_arguments_that_nothing_fills_are_refused_before_training():
         as_reward(Decimal)
     with pytest.raises(ValueError, match=r"--data.reward.rewards: a function of all completions"):
         WeightedSum([as_reward(ranks)], [1.0])
+
+
+def test_a_module_that_cannot_be_imported_is_explained(tmp_path, monkeypatch):
+    (tmp_path / "own_rewards.py").write_text("def f(completion) return 1\n")
+    (tmp_path / "raising_rewards.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    said = explain_reward("own_rewards.f")
+    assert (
+        said == "--data.reward own_rewards.f: own_rewards.py, line 1: expected ':'; mend the module"
+    )
+    assert explain_reward("own_reward.f") == (
+        "--data.reward own_reward.f: there is no module own_reward; did you mean own_rewards?"
+    )
+    assert "raising_rewards raised ZeroDivisionError: division" in explain_reward(
+        "raising_rewards.f"
+    )
+    assert explain_reward("json.dumps") is None
 
 
 @pytest.mark.parametrize(
