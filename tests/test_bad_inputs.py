@@ -16,6 +16,9 @@ FIT = ["fit", "--config", "configs/grpo_embedded.yaml"]
 ONE_CYCLE = ("--model.lr_scheduler.max_lr=1", "--model.lr_scheduler.total_steps=9")
 CYCLE = ("--model.lr_scheduler.max_lr=1", "--model.lr_scheduler.base_lr=0.1")
 ODD = "tests.rewards.odd_rewards"
+LONG = "".join(
+    f'{{"question": "{"1+" * (800 * (n == 3))}{n}", "answer": "{n}"}}\n' for n in range(30)
+)
 STUDY = ["study", "configs/studies/quickstart.yaml"]
 
 
@@ -145,6 +148,12 @@ CASES = [
     (fit("--trainer.accumulate_grad_batches=0"), "--trainer.accumulate_grad_batches 0: must be"),
     (fit("--trainer.default_root_dir=/proc/none"), "--trainer.default_root_dir /proc/none: cannot"),
     # values of data and model
+    (
+        fit(
+            "--data.task=DatasetTask", "--data.task.path={}/long.jsonl", "--data.reward=MathVerify"
+        ),
+        "--data.max_prompt_tokens 1024: 1 of 26 train prompts are longer .the longest has",
+    ),
     (fit("--data.prompts_per_epoch=0"), "--data.prompts_per_epoch must be at least 1; got 0"),
     (fit("--data.group_size=1"), "--data.group_size 1: GRPO compares .*; use at least 2"),
     (fit("--data.val_problems=-1"), "--data.val_problems must not be negative; got -1"),
@@ -224,6 +233,7 @@ def files(tmp_path_factory) -> Path:
         "list.yaml": "- 1\n- 2\n",
         "includes.yaml": "include: none\n",
         "text.ckpt": "no checkpoint",
+        "long.jsonl": LONG,
     }.items():
         (folder / name).write_text(text)
     (folder / "hostile.ckpt").write_bytes(pickle.dumps(os.getcwd))

@@ -47,6 +47,7 @@ from rlsgd.core.composition import composed_arguments
 from rlsgd.core.run_folder import RunFolder
 from rlsgd.core.types import DivergedError
 from rlsgd.data import (
+    PromptDataModule,
     TokenizedDataModule,
 )
 from rlsgd.resume import AtomicCheckpointIO, IterationCheckpoint
@@ -149,6 +150,9 @@ class TrainingCLI(LightningCLI):
         trainer: Any = self.trainer
         check_data(self.model, self.datamodule, trained=True)
         check_iterations(trainer, self.model, self.datamodule)
+        prompts: Any = self.datamodule
+        if isinstance(prompts, PromptDataModule):
+            prompts.will_train = True
         if isinstance(self.model, RLModule):
             self.datamodule._check_positive()
             check_sizes(self.model, self.datamodule, trainer)

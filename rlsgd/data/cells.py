@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -55,6 +57,8 @@ def question_of(value: Any) -> tuple[str, list[Turn] | None, bool]:
         Empty: nothing is there.
         ValueError: it is neither text nor a chat of text; says why.
     """
+    if isinstance(value, str) and _is_written_chat(value):
+        raise ValueError("is a chat written as text; make it a list of {role, content}")
     if not isinstance(value, list) or not value:
         try:
             return answer_text(value), None, False
@@ -71,6 +75,17 @@ def question_of(value: Any) -> tuple[str, list[Turn] | None, bool]:
     if not turns or turns[-1]["role"] in ("system", "assistant"):
         raise ValueError("is a chat without a last turn of the user's to answer")
     return "\n\n".join(turn["content"] for turn in turns), turns, solved
+
+
+def _is_written_chat(text: str) -> bool:
+    """Whether a text is the JSON or Python of a list of turns."""
+    if not re.match(r"\s*\[\s*\{\s*['\"](?:role|content)['\"]", text):
+        return False
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
+    return isinstance(value, list) and all(isinstance(turn, dict) for turn in value)
 
 
 def _turn(turn: dict[str, Any]) -> Turn:

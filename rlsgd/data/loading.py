@@ -8,6 +8,8 @@ from typing import Any
 from rlsgd.data.written import FORMATS, Table, dataset_rows, read_file
 from rlsgd.preparation.prepared import is_prepared_name, prepared_files
 
+_TABLES = set(FORMATS) - {".json"}  # which is also what a folder is described in
+
 
 def check_path(path: str, flag: str) -> None:
     """Refuse a path that cannot be right; cheap, so it comes first.
@@ -66,6 +68,12 @@ def _table(path: str, split: str, name: str | None, flag: str) -> Table:
         table = saved[split] if isinstance(saved, DatasetDict) else saved
         return dataset_rows(table)
     source = str(place) if place.is_dir() else path
+    kinds = {file.suffix for file in place.rglob("*") if file.suffix in _TABLES and file.is_file()}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"the folder has {' and '.join(sorted(kinds))} files, of which one kind alone would be "
+            "read; name a file, or a folder of one kind"
+        )
     builder: Any = load_dataset_builder(source, name)
     kind, files = _file_format(builder), builder.config.data_files
     if kind and files:

@@ -102,6 +102,7 @@ class PromptDataModule(TokenizedDataModule):
         self.val_problems = val_problems
         self.val_batch_size = val_batch_size
         self.scorer: Scorer | None = None
+        self.will_train = False  # a validation that a fit follows checks the training data as well
         self._reward_was_built = False
         self._held_out: dict[str, list[Prompt]] = {}
         self._measured: set[Split] = set()
@@ -144,13 +145,10 @@ class PromptDataModule(TokenizedDataModule):
             allow_unwalled=self.allow_unwalled_reward,
         )
         try:
-            self._check_lengths(stage)
-            if stage == "fit":
+            self._check_lengths("fit" if self.will_train else stage)
+            if stage == "fit" or self.will_train:
                 self._check_first_epoch()
-            if stage in ("fit", "validate"):
-                self._held_out_prompts("validation")
-            else:
-                self._held_out_prompts("test")
+            self._held_out_prompts("validation" if stage in ("fit", "validate") else "test")
             if not self._reward_was_built:
                 scorer.wait_until_ready()
                 try_reward(scorer, self._first_problems(stage))

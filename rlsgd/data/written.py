@@ -65,6 +65,7 @@ def arrow_rows(table: pa.Table, features: Features | None = None) -> Table:
     from datasets import Features
 
     columns = {}
+    _refuse_twice(table.column_names)
     for name, column in zip(table.column_names, table.columns, strict=True):
         short = {"float", "halffloat"} & set(str(column.type).replace(">", " ").split())
         columns[name] = [_scalar(v) for v in column] if short else column.to_pylist()
@@ -129,17 +130,36 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
 def _json(text: str, where: str = "") -> Any:
     try:
         return json.loads(
-            text, parse_int=WrittenNumber, parse_float=WrittenNumber, parse_constant=float
+            text,
+            parse_int=WrittenNumber,
+            parse_float=WrittenNumber,
+            parse_constant=float,
+            object_pairs_hook=_object,
         )
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}not JSON: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from None
+
+
+def _refuse_twice(names: list[str]) -> None:
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]!r} is there twice, and which one is meant cannot be known")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _refuse_twice([name for name, _ in pairs])
+    return dict(pairs)
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Cells are text, whatever they look like; an empty one is None, NaN is not a number."""
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file)):
+        reader = csv.DictReader(file)
+        _refuse_twice([name for name in reader.fieldnames or () if name])
+        for number, row in enumerate(reader):
             if None in row:
                 raise ValueError(f"row {number} (counted from 0) has more cells than the header")
             special = {"": None, "NaN": float("nan"), "nan": float("nan")}

@@ -1,6 +1,8 @@
 import json
 from itertools import chain
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -202,3 +204,46 @@ def test_nothing_held_out_is_an_error_only_when_asked_for(path):
     assert task.default_reward() is None
     with pytest.raises(ValueError, match=r"--data.task.held_out_fraction must be at least 0"):
         DatasetTask(path, held_out_fraction=1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("a.csv", "question,answer,answer\nq,1,2\n", "'answer' is there twice"),
+        (
+            "a.jsonl",
+            '{"question": "q", "answer": "1", "answer": "2"}\n',
+            "line 1: 'answer' is there",
+        ),
+        ("a.json", '[{"question": "q", "answer": {"a": 1, "a": 2}}]', "'a' is there twice"),
+    ],
+)
+def test_a_name_that_stands_twice_is_refused(name, text, reason, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"--data.task.path: cannot load .*{reason}"):
+        DatasetTask(str(tmp_path / name)).rows("train")
+
+
+def test_columns_of_one_name_in_parquet_are_refused(tmp_path):
+    table = pa.table([["q"], ["1"], ["2"]], names=["question", "answer", "answer"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"--data.task.path: cannot load "):
+        DatasetTask(str(tmp_path / "a.parquet")).rows("train")
+
+
+def test_a_folder_of_two_kinds_is_refused_and_shards_of_one_are_read(tmp_path):
+    write(tmp_path / "rows-0.jsonl", numbered(2))
+    write(tmp_path / "rows-1.jsonl", numbered(2, start=2))
+    task = DatasetTask(str(tmp_path), held_out_fraction=0.0)
+    assert sorted(questions(task.rows("train"))) == ["q0", "q1", "q2", "q3"]
+    pq.write_table(pa.table({"question": ["q"], "answer": ["1"]}), tmp_path / "more.parquet")
+    with pytest.raises(ValueError, match=r"the folder has \.jsonl and \.parquet files"):
+        DatasetTask(str(tmp_path)).rows("train")
+
+
+@pytest.mark.parametrize("dumps", [json.dumps, repr])
+def test_a_chat_that_is_written_as_text_is_refused(dumps, tmp_path):
+    chat = dumps([{"role": "user", "content": "q"}])
+    path = write(tmp_path / "a.jsonl", [{"question": chat, "answer": "1"}])
+    with pytest.raises(ValueError, match=r"row 0 .* is a chat written as text; make it a list of"):
+        DatasetTask(path).rows("train")
