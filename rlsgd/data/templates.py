@@ -127,11 +127,12 @@ class ChatTemplate:
     def _refuses_system(self) -> bool:
         turns = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER}]
         try:
-            text = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, **self.arguments
-            )
+            with processor_limit(MOST_SECONDS):
+                text = self.tokenizer.apply_chat_template(
+                    turns, tokenize=False, add_generation_prompt=True, **self.arguments
+                )
             refused = "" if _SYSTEM in str(text) else "it leaves it out"
-        except Exception as error:
+        except (Exception, TooSlow) as error:
             refused = " ".join(str(error).split()) or type(error).__name__
         if refused:
             rank_zero_info(

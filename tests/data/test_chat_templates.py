@@ -15,6 +15,7 @@ REFUSES_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
 )
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+ENDLESS_SYSTEM = "{% if messages[0].role == 'system' %}" + ENDLESS + "{% endif %}"
 
 
 def renderer(folder, template, **options):
@@ -23,7 +24,9 @@ def renderer(folder, template, **options):
     return PromptRenderer(tokenizer, **shared | {"max_prompt_tokens": 500} | options)
 
 
-@pytest.mark.parametrize("refusal", [REFUSES_SYSTEM, "{% set messages = messages[-1:] %}"])
+@pytest.mark.parametrize(
+    "refusal", [REFUSES_SYSTEM, "{% set messages = messages[-1:] %}", ENDLESS_SYSTEM]
+)
 def test_a_refused_system_message_goes_in_front_of_the_question(refusal, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         prompt = renderer(tmp_path, refusal + TEMPLATE, system_prompt="Count.").render(
