@@ -27,6 +27,7 @@ commands:
   memory     what training takes of memory and network: rlsgd memory --model qwen3-1.7b
   study      run the arms of a study and report: rlsgd study quickstart
   recipes    what ships, and a copy to edit: rlsgd recipes copy grpo_embedded
+  doctor     versions, devices, walls, free disk and extras of this machine
   report     finished studies and runs on one HTML page: rlsgd report runs/quickstart
 
 rlsgd COMMAND --help lists a command's flags; rlsgd fit --model.help GRPO those of a class.
@@ -41,6 +42,7 @@ COMMANDS = {
     "delta": "rlsgd.deltas.command",
     "memory": "rlsgd.planner.command",
     "recipes": "rlsgd.cli.recipes",
+    "doctor": "rlsgd.cli.doctor",
     "report": "rlsgd.report.command",
 }
 TRAINING = ("fit", "validate", "test", "predict")
