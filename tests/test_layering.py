@@ -89,6 +89,23 @@ def test_packages_are_imported_where_they_belong():
         assert not imported(module, at_top=True)[1] & TRAINING, "a verifier must start fast"
 
 
+def test_the_loader_and_the_evaluator_say_what_they_ask_of_others():
+    """No module, data or trainer is of any type: what these need of them is a protocol."""
+    for file in ("rollout/loader.py", "algorithms/evaluation.py"):
+        tree = ast.parse((ROOT / file).read_text())
+        untyped = {
+            node.arg
+            for node in ast.walk(tree)
+            if isinstance(node, ast.arg) and "Any" in ast.unparse(node.annotation or ast.Tuple([]))
+        }
+        fields = {
+            ast.unparse(node.target)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.AnnAssign) and "Any" in ast.unparse(node.annotation)
+        }
+        assert untyped | fields <= {"value", "options"}, "of what is logged alone"
+
+
 def test_a_module_fits_on_a_few_screens():
     lines = {module: len((ROOT / module).read_text().splitlines()) for module in MODULES}
     assert {module: count for module, count in lines.items() if count > 300} == {}
