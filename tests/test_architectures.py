@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -19,6 +20,7 @@ from tests.helpers.tiny_models import PAD
 from tests.helpers.verdicts import BEGIN, END, HEADER, line_of, row_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"  # what the page's table is of
 ROWS = PAGE.read_text().partition(BEGIN)[2].partition(END)[0].strip()
 PROMPTS = [[20, 9, 12, 30, 17, 44], [14], [33, 19, 50]]
 COMPLETION = 12  # beyond every window and chunk of the tiny models
@@ -64,7 +66,8 @@ def test_right_or_refused_by_name(name: str, tmp_path: Path):
     state = torch.get_rng_state()
     cells = row_of(name, model)
     assert torch.equal(torch.get_rng_state(), state), "trying a model out draws nothing"
-    assert line_of(cells) in ROWS.splitlines()
+    if f"\ntransformers=={transformers.__version__}\n" in CONSTRAINTS.read_text():
+        assert line_of(cells) in ROWS.splitlines()  # other releases have other classes right
     model = tiny_model(name)
     _, class_in_page, how_sampled, how_scored, _, shared, recomputed = cells
     if "refused" in (how_sampled, how_scored):
