@@ -93,6 +93,8 @@ def test_study_states_its_command_and_every_arm_runs_two_epochs(path, tmp_path, 
         file = tmp_path / f"{name}.yaml"
         file.write_text(yaml.safe_dump(overlay))
         root = f"--trainer.default_root_dir={run.folder}"
+        if overlay.get("trainer", {}).get("accumulate_grad_batches", 1) > SMALLER["batch_size"]:
+            flags.append(f"--trainer.accumulate_grad_batches={SMALLER['batches_per_epoch']}")
         cli = TrainingCLI.run(["fit", "--config", str(config), "--config", str(file), *flags, root])
         check_two_epochs(cli)
         assert (run.folder / "metrics.csv").exists()
