@@ -155,15 +155,23 @@ def run(iterations: int) -> dict[str, Tensor]:
         # --- advantages: against the mean of the group, in units of its standard deviation
         advantages = group_relative(rewards, GROUP_SIZE)
 
+        # --- completions of advantage 0 count in the denominator, and need no forward pass
+        denominator = aggregation_count(completion_mask, "token-mean")
+        rows = advantages != 0
+        if not rows.any():
+            continue  # the gradient is 0, and so is the step of plain SGD
+        used = mask[rows].any(0)  # columns that are not padding in all of them
+        ids, mask, completion_mask = (x[rows][:, used] for x in (ids, mask, completion_mask))
+
         # --- loss: with one update from each rollout the policy that sampled is the present one, so
         # the ratio is 1 and nothing is clipped; the gradient is -advantage * grad log-probability
         logprobs = completion_logprobs(policy, ids, mask, completion_mask)
         ratio = policy_ratio(logprobs, logprobs.detach(), completion_mask)
         loss = aggregate(
-            CLIP.loss(ratio, advantages, completion_mask),
+            CLIP.loss(ratio, advantages[rows], completion_mask),
             completion_mask,
             mode="token-mean",
-            denominator=aggregation_count(completion_mask, "token-mean"),
+            denominator=denominator,
         )
 
         # --- step

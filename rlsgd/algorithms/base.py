@@ -201,10 +201,9 @@ class PolicyModule(MadeWith, LightningModule):
                 optimizer=flag,
             )
         rate = float(optimizer.param_groups[0]["lr"])
-        self.log(f"{prefix}learning_rate", rate, on_step=False, on_epoch=True)
-        self.log(f"{prefix}grad_norm", norm, on_step=False, on_epoch=True)
-        fraction = float(clipped)
-        self.log(f"{prefix}grad_clipped_fraction", fraction, on_step=False, on_epoch=True)
+        step = {"learning_rate": rate, "grad_norm": norm, "grad_clipped_fraction": float(clipped)}
+        for name, value in step.items():  # every step counts alike, whatever its rows
+            self.log(f"{prefix}{name}", value, on_step=False, on_epoch=True, batch_size=1)
         self.clip_gradients(
             optimizer, gradient_clip_val=clip_val, gradient_clip_algorithm=algorithm
         )

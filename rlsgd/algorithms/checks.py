@@ -18,6 +18,15 @@ def check_max_completion_tokens(max_completion_tokens: int) -> None:
         raise ValueError("max_completion_tokens must be at least 1")
 
 
+def check_group_size(module: RLModule, group_size: int) -> None:
+    """Refuse a group size that gives no advantages."""
+    if group_size < module.smallest_group:
+        raise ValueError(
+            f"--data.group_size {group_size}: {type(module).__name__} compares the completions "
+            f"of a prompt with each other; use at least {module.smallest_group}"
+        )
+
+
 def check_arguments(module: RLModule) -> None:
     """Refuse arguments that cannot work, by themselves or together.
 

@@ -48,6 +48,8 @@ class CISPO(RLModule):
     def per_token_loss(self, logprobs: Tensor, old_logprobs: Tensor, batch: Microbatch) -> Tensor:
         mask = batch.completion_mask
         ratio = self.ratio(logprobs, old_logprobs, mask)
-        self.log_token_mean("clip_ratio/weight_mean", ratio > self.max_ratio, batch)
+        advantages = batch.advantages if batch.advantages.ndim == 2 else batch.advantages[:, None]
+        bounded = (ratio > self.max_ratio) & (advantages != 0)  # elsewhere there is no weight
+        self.log_token_mean("clip_ratio/weight_mean", bounded, batch)
         weights = ratio.clamp(max=self.max_ratio)
         return weighted_logprob_loss(logprobs, weights, batch.advantages, mask)

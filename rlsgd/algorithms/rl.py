@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlsgd.algorithms.base import PolicyModule
-from rlsgd.algorithms.checks import check_arguments
+from rlsgd.algorithms.checks import check_arguments, check_group_size
 from rlsgd.algorithms.evaluation import Evaluator, evaluates_answers
+from rlsgd.algorithms.idle_rows import idle_entropy, mark_idle_rows
 from rlsgd.algorithms.rollout_metrics import rollout_metrics
 from rlsgd.algorithms.token_weights import TokenWeights
 from rlsgd.algorithms.trying import longest_row, try_models
@@ -113,8 +114,7 @@ class RLModule(PolicyModule):
     def configure_model(self) -> None:
         super().configure_model()
         if self.kl_coef and self.reference is None:
-            reference = load_sharded_reference(self.policy_path, self.sharding())
-            self.reference = self.rounded(reference)
+            self.reference = self.rounded(load_sharded_reference(self.policy_path, self.sharding()))
             if self.onednn:  # the very products of the policy: KL starts at 0
                 use_onednn(self.reference)
 
@@ -134,12 +134,7 @@ class RLModule(PolicyModule):
         return cast(Any, self.trainer).datamodule
 
     def check_group_size(self, group_size: int) -> None:
-        """Refuse a group size that gives no advantages."""
-        if group_size < self.smallest_group:
-            raise ValueError(
-                f"--data.group_size {group_size}: {type(self).__name__} compares the completions "
-                f"of a prompt with each other; use at least {self.smallest_group}"
-            )
+        check_group_size(self, group_size)
 
     def advantages(self, rollouts: Rollouts, group_size: int) -> Tensor:
         """Advantages of a whole rollout, [B] or [B, T]."""
@@ -156,6 +151,12 @@ class RLModule(PolicyModule):
         for name, clipped in self.clip.fractions(*parts).items():
             self.log_token_mean(name, clipped, batch)
         return self.clip.loss(*parts)
+
+    @property
+    def policy_loss_alone(self) -> bool:
+        """Whether `per_token_loss` is the whole loss, so that rows of which it is 0 are idle."""
+        terms = self.entropy_coef or (self.kl_coef and self.kl_in_loss)
+        return type(self).loss is RLModule.loss and not terms
 
     def loss(self, batch: Microbatch) -> Tensor:
         """This microbatch's share of the minibatch loss, []."""
@@ -190,14 +191,13 @@ class RLModule(PolicyModule):
             if self.reference is not None:
                 rollouts.ref_logprobs, _ = self.scored(self.reference, rollouts)
             entropy = None
-            if self.needs_old_logprobs(rollouts):
-                rollouts.old_logprobs, entropy = self.scored(
-                    self.policy, rollouts, with_entropy=self.token_weights.need_entropy
-                )
-            # otherwise the only update sees the policy that sampled: see `policy_logprobs`
+            if self.needs_old_logprobs(rollouts):  # otherwise see `policy_logprobs`
+                wanted = self.token_weights.need_entropy or rollouts.sampled_entropy is None
+                rollouts.old_logprobs, entropy = self.scored(self.policy, rollouts, wanted)
             advantages = self.advantages(rollouts, group_size)
             experience = Experience.extending(rollouts, advantages=advantages)
             self.token_weights.apply(experience, entropy)
+            mark_idle_rows(self, experience, entropy)
         return experience
 
     def collect(
@@ -237,7 +237,7 @@ class RLModule(PolicyModule):
         )
 
     def scored(
-        self, model: PreTrainedModel, rollouts: Rollouts, *, with_entropy: bool = False
+        self, model: PreTrainedModel, rollouts: Rollouts, with_entropy: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities, and entropy if asked for, of a whole rollout; [B, T] each."""
         rows = self.minibatch_rows(rollouts, inner_epoch=0)
@@ -256,7 +256,7 @@ class RLModule(PolicyModule):
         """Log-probabilities [B, T] of the policy now, and of the policy that sampled.
 
         With one update from each rollout the two are the same numbers, and no second forward pass
-        is made. The entropy is logged, and left in the batch for the bonus.
+        is made. The entropy is logged, idle rows' by who sampled them, and left for the bonus.
         """
         logprobs, entropy = completion_logprobs(
             self.policy,
@@ -266,8 +266,8 @@ class RLModule(PolicyModule):
             entropy_gradient=self.entropy_coef > 0,
         )
         assert entropy is not None, "it was asked for"
-        self.log_token_mean("entropy", entropy, batch)
         batch.entropy = entropy
+        self.log_share("entropy", self.token_mean(entropy, batch) + idle_entropy(batch))
         old_logprobs = batch.old_logprobs if batch.old_logprobs is not None else logprobs.detach()
         return logprobs, old_logprobs
 

@@ -37,6 +37,7 @@ class CompletionLog(EveryNEpochs):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        batch = getattr(batch, "rollout", None) or batch
         if batch_idx > 0 or not self.is_due(trainer) or not getattr(batch, "completions", None):
             return
         shown = completion_records(batch)[: self.count]

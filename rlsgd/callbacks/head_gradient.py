@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rlsgd.core.distributed import global_sum, whole
-from rlsgd.core.types import TokenBatch
+from rlsgd.core.types import Microbatch, TokenBatch
 from rlsgd.models.probing import is_probed
 
 
@@ -41,9 +41,10 @@ class HeadGradient:
         """Count the tokens that this batch trains."""
         if self.head is None or not isinstance(batch, TokenBatch):
             return
-        trained = batch.input_ids[batch.completion_mask]
-        counts = torch.bincount(trained, minlength=len(self.head))
-        self.frequency = counts if self.frequency is None else self.frequency + counts
+        for part in batch.with_left_out() if isinstance(batch, Microbatch) else [batch]:
+            trained = part.input_ids[part.completion_mask]
+            counts = torch.bincount(trained, minlength=len(self.head))
+            self.frequency = counts if self.frequency is None else self.frequency + counts
 
     def row_norms(self) -> tuple[Tensor, Tensor] | None:
         """Trained occurrences [V] and gradient norms [V] of all tokens; every rank must call.

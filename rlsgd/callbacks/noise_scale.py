@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rlsgd.callbacks.base import ModelCallback, append_jsonl, log_metrics
 from rlsgd.core.layer_kinds import kind_of
+from rlsgd.core.types import Microbatch
 from rlsgd.functional.dynamics import Alignment, alignment
 from rlsgd.functional.noise_scale import GradientNoise, gradient_noise, predicted_memory
 from rlsgd.functional.updates import squared_norm
@@ -85,7 +86,8 @@ class NoiseScale(ModelCallback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.rows.append(len(batch))
+        parts = batch.with_left_out() if isinstance(batch, Microbatch) else [batch]
+        self.rows.append(sum(map(len, parts)))  # idle rows have a gradient too, which is 0
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.is_due(trainer):

@@ -71,6 +71,8 @@ class TokenBatch:
 
     def trim(self) -> Self:
         """The same rows without the columns that are padding in all of them."""
+        if not len(self):
+            return self
         used = self.attention_mask.any(0).nonzero().squeeze(1)
         columns = slice(int(used[0]), int(used[-1]) + 1)
         trimmed = {
@@ -97,6 +99,8 @@ class Sampled(TokenBatch):
     truncated: Tensor  # [B] bool, True where the token budget ended before the model did
     # [B, T] by the sampler, where it reports them
     sampler_logprobs: Tensor | None = field(default=None, kw_only=True)
+    # [B, T] of the policy that sampled, by the sampler or else the trainer, where one knows it
+    sampled_entropy: Tensor | None = field(default=None, kw_only=True)
     metrics: dict[str, float] = field(default_factory=dict, kw_only=True)  # of the whole rollout
 
 
@@ -121,6 +125,8 @@ class Experience(Rollouts):
     """Rollouts that a policy can learn from."""
 
     advantages: Tensor = field(kw_only=True)  # [B] or [B, T]
+    # [B] bool, on the CPU: True where no token adds to the loss, so that no update computes the row
+    idle: Tensor | None = field(default=None, kw_only=True)
 
 
 @dataclass
@@ -131,6 +137,12 @@ class Microbatch(Experience):
     num_tokens: Tensor = field(kw_only=True)  # [] completion tokens of the minibatch, likewise
     # [B, T] of the policy's next-token distribution now, once `policy_logprobs` has seen it
     entropy: Tensor | None = field(default=None, kw_only=True)
+    rollout: Experience | None = field(default=None, kw_only=True)  # all that this rank sampled
+    left_out: Experience | None = field(default=None, kw_only=True)  # its idle rows
+
+    def with_left_out(self) -> list[Experience]:
+        """All rows of the microbatch: those that are computed, and those that need not be."""
+        return [self] if self.left_out is None else [self, self.left_out]
 
 
 class DivergedError(RuntimeError):

@@ -72,7 +72,26 @@ def draw_tokens(logits: Tensor, uniforms: Tensor, *, temperature: float = 1.0) -
     Returns:
         [b] long.
     """
-    weights = tempered(logits, temperature).softmax(-1)
+    return drawn(tempered(logits, temperature).softmax(-1), uniforms)
+
+
+def draw_with_entropy(
+    logits: Tensor, uniforms: Tensor, *, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """`draw_tokens`, and `token_entropy` [b] from the same softmax: one more pass, not four."""
+    logits = tempered(logits, temperature)
+    probabilities = logits.softmax(-1)
+    tokens = drawn(probabilities, uniforms)
+    mean = torch.bmm(probabilities[:, None], logits[:, :, None]).flatten()
+    if not mean.isfinite().all():  # an impossible token contributes 0 * -inf there
+        return tokens, token_entropy(logits)
+    # log-normalizer by the drawn token, whose probability is not 0
+    logit, probability = (x.gather(1, tokens[:, None])[:, 0] for x in (logits, probabilities))
+    return tokens, logit - probability.log() - mean
+
+
+def drawn(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """A token [b] of each row of probabilities [b, V]; see `draw_tokens`."""
     short = -weights.shape[1] % BLOCK
     if short:
         weights = torch.nn.functional.pad(weights, (0, short))

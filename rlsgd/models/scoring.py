@@ -15,6 +15,7 @@ from rlsgd.functional.head_logprobs import head_logprobs
 from rlsgd.functional.logprobs import token_entropy, token_logprobs
 from rlsgd.models.calling import accepts, call
 from rlsgd.models.fast_paths import choose, fast_path, require
+from rlsgd.models.no_forward import no_scores
 from rlsgd.models.onednn import ONEDNN, uses_onednn
 from rlsgd.models.plain_head import OWN_HEAD, computing, has_plain_head
 from rlsgd.models.recomputing import RECOMPUTED, recomputes
@@ -66,6 +67,8 @@ def completion_logprobs(
     Raises:
         ValueError: the model cannot score rows of a batch.
     """
+    if not len(batch):
+        return no_scores(model, batch)
     scored = _scored(batch)
     values = score_tokens(
         model,
@@ -94,8 +97,7 @@ def way_of(model: PreTrainedModel, batch: TokenBatch) -> Way:
     layout = scoring_layout(model, length) if batch.position_ids is None else PADDED
     own_head = has_plain_head(model)
     if recomputes(model):
-        fix = "set it to false"
-        flag = "--model.activation_checkpointing true"
+        flag, fix = "--model.activation_checkpointing true", "set it to false"
         require(model, RECOMPUTED, flag=flag, fix=fix, length=length)
     if batch.position_ids is not None:
         fix = "let every row hold one document"

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlsgd.core.distributed import global_sum
-from rlsgd.functional.logprobs import draw_tokens, token_logprobs
+from rlsgd.functional.logprobs import draw_with_entropy, token_logprobs
 from rlsgd.rollout.reading import make_reader
 
 
@@ -42,7 +42,7 @@ def generate(
     prompt_of_row: Tensor,
     uniforms: Iterator[Tensor],
     decoding: Decoding,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Complete prompts. Each is read once, however many completions it gets.
 
     A row's tokens depend on its prompt and its own random numbers alone, up to rounding: sums of
@@ -58,8 +58,9 @@ def generate(
         decoding: what to draw, and for how long.
 
     Returns:
-        Tokens [b, C], padded after each one's first stop token, where C is the longest; and
-        log-probabilities [b, C], 0 after it, or none.
+        Tokens [b, C], padded after each one's first stop token, where C is the longest;
+        log-probabilities [b, C], 0 after it, or none; and the entropy [b, C] of each token's
+        distribution likewise, none for greedy ones.
     """
     device, budget = input_ids.device, decoding.max_completion_tokens
     reader = make_reader(policy, input_ids, attention_mask, budget)
@@ -69,8 +70,9 @@ def generate(
     waits = False  # for other ranks, with a row whose tokens nobody needs
     for step in range(1, budget + 1):
         logits = reader.logits
-        tokens = _picked(logits, next(uniforms)[sampled.rows].to(device), decoding.temperature)
-        kept = [] if waits else sampled.add(tokens, logits)
+        uniform = next(uniforms)[sampled.rows].to(device)
+        tokens, entropy = _picked(logits, uniform, decoding.temperature)
+        kept = [] if waits else sampled.add(tokens, logits, entropy)
         waits = not kept
         if step == budget or not _goes_on(len(kept), device, decoding.in_step):
             break
@@ -80,8 +82,9 @@ def generate(
             reader.keep(kept)
             tokens = tokens[torch.tensor(kept, device=device)]
         reader.read(tokens)
-    completion_ids, logprobs = sampled.all()
-    return completion_ids.to(device), None if logprobs is None else logprobs.to(device)
+    completion_ids, *of_tokens = sampled.all()
+    logprobs, entropy = (None if x is None else x.to(device) for x in of_tokens)
+    return completion_ids.to(device), logprobs, entropy
 
 
 class _Sampled:
@@ -93,12 +96,15 @@ class _Sampled:
         self.stops = torch.tensor(decoding.stop_token_ids, dtype=torch.long)
         self.columns: list[Tensor] = []
         self.logprobs: list[Tensor] = []
+        self.entropy: list[Tensor] = []
 
-    def add(self, tokens: Tensor, logits: Tensor) -> list[int]:
+    def add(self, tokens: Tensor, logits: Tensor, entropy: Tensor | None) -> list[int]:
         """Note one token of each row of the batch; returns the rows that go on, see `_packed`."""
         if self.decoding.report_logprobs and self.decoding.temperature > 0:
             logprobs = token_logprobs(logits, tokens, temperature=self.decoding.temperature)
             self.logprobs.append(self._column(logprobs.cpu(), 0.0))
+        if entropy is not None:
+            self.entropy.append(self._column(entropy.cpu(), 0.0))
         tokens = tokens.cpu()
         self.columns.append(self._column(tokens, self.decoding.pad_token_id))
         return _packed((~torch.isin(tokens, self.stops)).tolist())
@@ -106,10 +112,10 @@ class _Sampled:
     def _column(self, values: Tensor, filler: float) -> Tensor:
         return torch.full((self.number,), filler, dtype=values.dtype).scatter(0, self.rows, values)
 
-    def all(self) -> tuple[Tensor, Tensor | None]:
-        """Tokens [b, C], and their log-probabilities where these are reported."""
-        logprobs = torch.stack(self.logprobs, 1) if self.logprobs else None
-        return torch.stack(self.columns, 1), logprobs
+    def all(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Tokens [b, C]; their log-probabilities where these are reported; entropy if any."""
+        of_tokens = (torch.stack(x, 1) if x else None for x in (self.logprobs, self.entropy))
+        return torch.stack(self.columns, 1), *of_tokens
 
 
 def _packed(alive: list[bool]) -> list[int]:
@@ -128,7 +134,7 @@ def _goes_on(rows: int, device: torch.device, in_step: bool) -> bool:
     return bool(global_sum(torch.tensor(rows, device=device)) if in_step else rows)
 
 
-def _picked(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+def _picked(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
     if temperature == 0:
-        return logits.argmax(-1)
-    return draw_tokens(logits, uniforms, temperature=temperature)
+        return logits.argmax(-1), None
+    return draw_with_entropy(logits, uniforms, temperature=temperature)

@@ -30,13 +30,17 @@ def join_rollouts(parts: list[Rollouts], pad_token_id: int) -> Rollouts:
             rows.append(torch.nn.functional.pad(value, padding, value=filler))
         return torch.cat(rows)
 
-    reported = all(part.sampler_logprobs is not None for part in parts)
+    def stacked_if_known(name: str) -> Tensor | None:
+        known = all(getattr(part, name) is not None for part in parts)
+        return stacked(name, 0.0) if known else None
+
     return Rollouts(
         input_ids=stacked("input_ids", pad_token_id),
         attention_mask=stacked("attention_mask", False),
         completion_mask=stacked("completion_mask", False),
         truncated=torch.cat([part.truncated for part in parts]),
-        sampler_logprobs=stacked("sampler_logprobs", 0.0) if reported else None,
+        sampler_logprobs=stacked_if_known("sampler_logprobs"),
+        sampled_entropy=stacked_if_known("sampled_entropy"),
         rewards=torch.cat([part.rewards for part in parts]),
         prompts=[prompt for part in parts for prompt in part.prompts],
         completions=[completion for part in parts for completion in part.completions],

@@ -14,6 +14,7 @@ from rlsgd.core.distributed import global_sum
 from rlsgd.core.problems import Prompt, Scores
 from rlsgd.core.types import Experience, Microbatch, Rollouts
 from rlsgd.models.loading import check_positions
+from rlsgd.rollout.microbatches import without_idle
 from rlsgd.rollout.sampler import Sampler
 
 
@@ -80,7 +81,8 @@ class ExperienceLoader:
     It has a length because Lightning prefetches from an unsized iterable, which would sample
     rollout n + 1 before update n. The order is inner epochs, then minibatches, then the
     `--trainer.accumulate_grad_batches` microbatches of each minibatch. Every microbatch carries the
-    denominator of its whole minibatch over all ranks, so splitting changes no gradient.
+    denominator of its whole minibatch over all ranks, so splitting changes no gradient. Rows that
+    add nothing to the loss count in denominators alone and are left out of the microbatches.
 
     Args:
         data: source of an epoch's prompts.
@@ -101,16 +103,26 @@ class ExperienceLoader:
         epoch, trainer = self.trainer.current_epoch, self.trainer
         prompts = self.data.prompts(epoch, rank=trainer.global_rank, world_size=trainer.world_size)
         experience = self.module.rollout(prompts, self.data.group_size)
+        idle = experience.idle
+        if idle is None:
+            idle = torch.zeros(len(experience), dtype=torch.bool)
+        is_sampling_policy = True  # until the first optimizer step
         for inner_epoch in range(self.module.inner_epochs):
             for microbatches in self.module.minibatch_rows(experience, inner_epoch):
                 counts = self.module.denominators(experience.select(torch.cat(microbatches)))
                 denominator, num_tokens = map(global_sum, counts)
-                for rows in microbatches:
-                    yield Microbatch.extending(
+                for rows, left_out in without_idle(microbatches, idle, denominator.device):
+                    batch = Microbatch.extending(
                         experience.select(rows).trim(),
                         denominator=denominator,
                         num_tokens=num_tokens,
+                        rollout=experience,
+                        left_out=experience.select(left_out),
                     )
+                    if is_sampling_policy:  # its own, so that ratios are exactly 1, idle rows or no
+                        batch.old_logprobs = None
+                    yield batch
+                is_sampling_policy = False
 
 
 def check_sizes(module: LearningModule, data: PromptData, trainer: Trainer) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlsgd.core.distributed import global_max
 from rlsgd.core.types import TokenBatch
 from rlsgd.models.scoring import completion_logprobs
 
@@ -39,6 +40,30 @@ def split_rows(
         parts = fill([int(costs[unit].sum()) for unit in units], microbatches)
         result.append([torch.cat(units[part]) for part in parts])
     return result
+
+
+def without_idle(
+    microbatches: list[Tensor], idle: Tensor, device: torch.device
+) -> list[tuple[Tensor, Tensor]]:
+    """Rows that are computed, and rows left out, of each microbatch of a minibatch.
+
+    Ranks compute the same microbatches: where others have rows left, a rank that has none computes
+    one that is idle. Those without rows come first, since gradients that were accumulated are
+    reduced in the backward pass of the last one. Every rank must call.
+
+    Args:
+        microbatches: row indices.
+        idle: [B] bool, on the CPU, rows that add nothing to the loss.
+        device: of the collective.
+    """
+    busy = [rows[~idle[rows]] for rows in microbatches]
+    most = global_max(torch.tensor([len(rows) for rows in busy], device=device)).tolist()
+    parts = []
+    for rows, computed, needed in zip(microbatches, busy, most, strict=True):
+        if needed and not len(computed):
+            computed = rows[:1]
+        parts.append((computed, rows[~torch.isin(rows, computed)]))
+    return sorted(parts, key=lambda part: len(part[0]) > 0)
 
 
 def computed_tokens(rollouts: TokenBatch, group_size: int) -> Tensor:

@@ -102,7 +102,7 @@ class HFSampler(MadeWith):
             in_step=in_step,
         )
         num_rows = len(prompts) * completions_per_prompt
-        parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        parts: list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]] = []
         was_training = policy.training
         policy.eval()
         try:
@@ -120,13 +120,15 @@ class HFSampler(MadeWith):
                     )
         finally:
             policy.train(was_training)
-        width = max(ids.shape[1] for _, ids, _ in parts)
+        width = max(ids.shape[1] for _, ids, *_ in parts)
         completion_ids = prompts.new_full((num_rows, width), pad_token_id)
-        logprobs = torch.zeros(num_rows, prompts.shape[1] + width, device=device)
-        for rows, ids, found in parts:
+        logprobs, entropy = torch.zeros(2, num_rows, prompts.shape[1] + width, device=device)
+        for rows, ids, *of_tokens in parts:
             completion_ids[rows, : ids.shape[1]] = ids
-            if found is not None:
-                logprobs[rows, prompts.shape[1] : prompts.shape[1] + ids.shape[1]] = found.float()
+            start, end = prompts.shape[1], prompts.shape[1] + ids.shape[1]
+            for whole, found in zip((logprobs, entropy), of_tokens, strict=True):
+                if found is not None:
+                    whole[rows, start:end] = found.to(whole)
         rollouts = assemble(
             prompts.repeat_interleave(completions_per_prompt, 0),
             prompt_mask.repeat_interleave(completions_per_prompt, 0),
@@ -135,6 +137,8 @@ class HFSampler(MadeWith):
         )
         if self.report_logprobs and temperature > 0:  # greedy tokens have none
             rollouts.sampler_logprobs = logprobs
+        if temperature > 0:
+            rollouts.sampled_entropy = entropy
         return rollouts
 
     def _batches(self, prompt_ids: list[list[int]], group_size: int) -> tuple[Tensor, ...]:

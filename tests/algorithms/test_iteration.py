@@ -35,16 +35,16 @@ def test_first_ratio_is_exactly_1(tiny_model, tmp_path, precision):
 
     def watched(logprobs, old_logprobs, mask):
         result = ratio(logprobs, old_logprobs, mask)
-        seen.append(bool((result == 1).all()))
+        if module.is_logging:  # and does not only try its loss out
+            seen.append((len(result), bool((result == 1).all())))
         return result
 
     module.ratio = watched
     options = {"max_epochs": 2, "accumulate_grad_batches": 2, "precision": precision}
     fit(module, tiny_model, tmp_path, **options)
-    first_minibatch = [True, True]
-    assert len(seen) == 2 * 8
-    assert seen[:2] == first_minibatch and seen[8:10] == first_minibatch
-    assert not any(seen[2:8]) and not any(seen[10:])
+    assert len(seen) == 2 * 8 and sum(rows for rows, _ in seen) > 16
+    assert all(is_one for _, is_one in seen[:2] + seen[8:10])  # the first minibatches
+    assert not any(is_one for rows, is_one in seen[2:8] + seen[10:] if rows)
 
 
 def test_one_step_is_weights_minus_rate_times_gradient(tiny_llama, tmp_path):
