@@ -74,12 +74,17 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5, help="updates measured of each share")
     parser.add_argument("--onednn", action="store_true", help="oneDNN for linear layers")
     given = parser.parse_args()
-    module: Any = GRPO(policy=given.model, onednn=given.onednn)
+    module: Any = GRPO(
+        policy=given.model, onednn=given.onednn, max_completion_tokens=COMPLETION_TOKENS
+    )
     module.configure_model()
     module.log_share = lambda *_: None
     prove_scoring(module.policy)
     data = SimpleNamespace(
-        group_size=GROUP_SIZE, prompts_per_epoch=given.groups, prompts=lambda *_, **__: []
+        group_size=GROUP_SIZE,
+        prompts_per_epoch=given.groups,
+        max_prompt_tokens=PROMPT_TOKENS,
+        prompts=lambda *_, **__: [],
     )
     trainer = cast(
         Any,
