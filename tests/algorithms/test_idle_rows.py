@@ -77,13 +77,11 @@ def assert_alike(first, second, *, tolerance=0.0):
     )
 
 
-WITH_IDLE_ROWS = [GRPO, CISPO, DAPO, DrGRPO, GSPO, RLOO]
-
-
 @pytest.mark.parametrize(
     ("algorithm", "options"),
     [
-        *((algorithm, {}) for algorithm in WITH_IDLE_ROWS),
+        *((algorithm, {}) for algorithm in (GRPO, CISPO, DrGRPO, GSPO, RLOO)),
+        (DAPO, {"extra_rounds": 0, "overlong_tokens": 0}),  # which would leave no group alike
         (GRPO, {"optimizer": ADAMW}),
         (GRPO, {"share_prompts": True}),
         (GRPO, {"top_entropy_fraction": 0.2}),
