@@ -114,8 +114,11 @@ class _Sampled:
 
     def all(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Tokens [b, C]; their log-probabilities where these are reported; entropy if any."""
-        of_tokens = (torch.stack(x, 1) if x else None for x in (self.logprobs, self.entropy))
-        return torch.stack(self.columns, 1), *of_tokens
+        logprobs, entropy = (
+            torch.stack(columns, 1) if columns else None
+            for columns in (self.logprobs, self.entropy)
+        )
+        return torch.stack(self.columns, 1), logprobs, entropy
 
 
 def _packed(alive: list[bool]) -> list[int]:

@@ -101,12 +101,13 @@ def test_loader_yields_every_completion_once_in_each_inner_epoch(tiny_llama, tmp
         minibatches = [spy.batches[start : start + 4], spy.batches[start + 4 : start + 8]]
         rows = []
         for microbatches in minibatches:
-            tokens = sum(int(batch.completion_mask.sum()) for batch in microbatches)
+            parts = [part for batch in microbatches for part in batch.with_left_out()]
+            tokens = sum(int(part.completion_mask.sum()) for part in parts)
             assert {int(batch.denominator) for batch in microbatches} == {tokens}
             assert {int(batch.num_tokens) for batch in microbatches} == {tokens}
-            for batch in microbatches:
-                texts = [prompt.text for prompt in batch.prompts]
-                rows += zip(texts, batch.completions, strict=True)
+            for part in parts:
+                texts = [prompt.text for prompt in part.prompts]
+                rows += zip(texts, part.completions, strict=True)
         orders.append(rows)
     for first in (0, 3):
         inner_epochs = orders[first : first + 3]
@@ -117,7 +118,10 @@ def test_loader_yields_every_completion_once_in_each_inner_epoch(tiny_llama, tmp
 
 def test_rows_of_a_single_minibatch_stay_in_order(tiny_llama, tmp_path):
     _, spy = fit(make_module(GRPO, tiny_llama), tiny_llama, tmp_path, accumulate_grad_batches=4)
-    texts = [[prompt.text for prompt in batch.prompts] for batch in spy.batches]
+    texts = [
+        [prompt.text for part in batch.with_left_out() for prompt in part.prompts]
+        for batch in spy.batches
+    ]
     assert texts == [[f"{i}+{i}="] * 4 for i in range(4)]
 
 

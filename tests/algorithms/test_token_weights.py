@@ -145,7 +145,8 @@ def test_sampler_that_reports_nonsense_is_an_error(tiny_llama, tmp_path):
         fit(make_module(GRPO, tiny_llama, sampler=Nonsense()), tiny_llama, tmp_path)
 
 
-def test_top_entropy_tokens_alone_have_advantages(tiny_llama, tmp_path):
+def test_top_entropy_tokens_alone_have_advantages(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(GRPO, "policy_loss_alone", False)  # every row in its microbatch
     options = {"temperature": 0.6, "minibatches": 2, "inner_epochs": 2}
     module = make_module(GRPO, tiny_llama, top_entropy_fraction=0.25, **options)
     trainer, spy = fit(module, tiny_llama, tmp_path, accumulate_grad_batches=2)
