@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlsgd.core.types import Sampled
-from rlsgd.functional.logprobs import draw_tokens
+from rlsgd.functional.logprobs import draw_tokens, draw_with_entropy, token_entropy
 from rlsgd.models.loading import load_policy
 from rlsgd.models.scoring import completion_logprobs
 from rlsgd.rollout.sampler import HFSampler, assemble, left_pad
@@ -135,12 +135,15 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
     """
     steps: list[tuple[Tensor, Tensor]] = []
 
-    def recording(logits: Tensor, uniforms: Tensor, *, temperature: float) -> Tensor:
-        tokens = draw_tokens(logits, uniforms, temperature=temperature)
+    def recording(logits: Tensor, uniforms: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
+        tokens, entropy = draw_with_entropy(logits, uniforms, temperature=temperature)
+        assert torch.equal(tokens, draw_tokens(logits, uniforms, temperature=temperature))
+        expected = token_entropy(logits, temperature=temperature)
+        torch.testing.assert_close(entropy, expected, rtol=0, atol=1e-5)
         steps.append(((logits / temperature).log_softmax(-1), tokens))
-        return tokens
+        return tokens, entropy
 
-    monkeypatch.setattr("rlsgd.rollout.generation.draw_tokens", recording)
+    monkeypatch.setattr("rlsgd.rollout.generation.draw_with_entropy", recording)
     return steps
 
 
