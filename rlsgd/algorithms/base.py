@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from rlsgd.core.checkpoints import LazyTensors
 from rlsgd.core.distributed import derived_seed, gathered, global_sum, local_shard
-from rlsgd.core.made_with import MadeWith
+from rlsgd.core.made_with import remembers_arguments
 from rlsgd.core.types import DivergedError, TokenBatch
 from rlsgd.functional.updates import all_finite
 from rlsgd.models.loading import check_vocabulary, load_tokenizer, resolve_model, stop_token_ids
@@ -31,7 +31,8 @@ from rlsgd.optimizers.rounding import Rounding, keep_rounded, round_weights
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class PolicyModule(MadeWith, LightningModule):
+@remembers_arguments
+class PolicyModule(LightningModule):
     """A causal language model, its optimizer and what is logged of its gradients.
 
     Args:

@@ -14,7 +14,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from rlsgd.core.checkpoints import LazyTensors, starting_weights
 from rlsgd.core.distributed import full_parameters, gathered, process_number
-from rlsgd.core.made_with import MadeWith
+from rlsgd.core.made_with import remembers_arguments
 from rlsgd.core.matrices import holds_experts, split_experts
 
 T = TypeVar("T")
@@ -63,7 +63,8 @@ def run_folder(trainer: Trainer) -> Path:
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
-class EveryNEpochs(MadeWith, Callback):
+@remembers_arguments
+class EveryNEpochs(Callback):
     """Measures after every n-th epoch and after the last of `--trainer.max_epochs`.
 
     Args:

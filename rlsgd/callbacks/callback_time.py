@@ -10,12 +10,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 
 from rlsgd.callbacks.base import log_metrics
-from rlsgd.core.made_with import MadeWith
+from rlsgd.core.made_with import remembers_arguments
 
 PREFIX = "[Callback]"
 
 
-class CallbackTime(MadeWith, Callback):
+@remembers_arguments
+class CallbackTime(Callback):
     """Seconds of each epoch as `time/epoch`, of each callback in it as `time/callback/<class>`.
 
     Wall time of the first rank, from an epoch's start to the next one's, whatever the order of the

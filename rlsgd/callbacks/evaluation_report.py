@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from rlsgd.callbacks.base import run_folder
-from rlsgd.core.made_with import MadeWith
+from rlsgd.core.made_with import remembers_arguments
 
 STAGES = {"validation": "val", "test": "test"}
 WITHOUT_INTERVAL = ("reward", "mean_length", "truncated_fraction")
 
 
-class EvaluationReport(MadeWith, Callback):
+@remembers_arguments
+class EvaluationReport(Callback):
     """After `validate` and `test`: a table, and `evaluation.json` in the run's folder.
 
     The command line adds it to both. It says nothing about the validation during `fit`. The file

@@ -14,12 +14,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rlsgd.callbacks.base import run_folder
 from rlsgd.core.checkpoints import LazyTensors, find_file
 from rlsgd.core.distributed import full_parameters
-from rlsgd.core.made_with import MadeWith
+from rlsgd.core.made_with import remembers_arguments
 
 GENERATION = "generation_config.json"
 
 
-class HFExport(MadeWith, Callback):
+@remembers_arguments
+class HFExport(Callback):
     """Writes weights (safetensors), config, generation config and tokenizer when training ends.
 
     `generation_config.json` is the checkpoint's own file, byte for byte: training samples without

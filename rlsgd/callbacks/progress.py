@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rlsgd.core.made_with import MadeWith
+from rlsgd.core.made_with import remembers_arguments
 
 SHOWN = {
     "reward": "reward",
@@ -21,7 +21,8 @@ SHOWN = {
 }
 
 
-class IterationProgress(MadeWith, ProgressBar):
+@remembers_arguments
+class IterationProgress(ProgressBar):
     """Epochs done, time left, and the numbers one watches.
 
     Where the output is not a terminal, a line is printed at every tenth of the run instead.

@@ -7,17 +7,21 @@ import functools
 import inspect
 import sys
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
-class MadeWith:
-    """Remembers the arguments it was made with, so that a run from Python can be written down."""
+def remembers_arguments(cls: type[T]) -> type[T]:
+    """Let a class's objects, and those of its subclasses, know as `made_with` how they were made.
 
-    made_with: dict[str, Any]
+    So a run from Python can be written down. It is done by `__new__`, before any `__init__`, and by
+    a decorator, so that the class has no further base.
+    """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        made = super().__new__(cls)
-        signature = inspect.signature(cls.__init__)
+    def new(kind: type[Any], *args: Any, **kwargs: Any) -> Any:
+        made = super(cls, kind).__new__(kind)  # pyright: ignore[reportArgumentType]
+        signature = inspect.signature(kind.__init__)
         try:
             given = dict(signature.bind_partial(made, *args, **kwargs).arguments)
         except TypeError:  # which the constructor says better
@@ -28,6 +32,11 @@ class MadeWith:
                 given |= given.pop(parameter.name, {})
         vars(made)["made_with"] = given
         return made
+
+    # as a decorator of object's own, so that jsonargparse asks `__init__` for the parameters
+    vars(new)["__wrapped__"] = object.__new__
+    setattr(cls, "__new__", new)  # noqa: B010  (types forbid the plain assignment)
+    return cls
 
 
 def as_config(value: Any, flag: str) -> Any:
@@ -55,8 +64,8 @@ def as_config(value: Any, flag: str) -> Any:
         return _spec(value, {}, flag)
     if inspect.isfunction(value) or inspect.isbuiltin(value):
         return _path(value, flag)
-    if isinstance(value, MadeWith):
-        return _spec(type(value), value.made_with, flag)
+    if (arguments := getattr(value, "made_with", None)) is not None:
+        return _spec(type(value), arguments, flag)
     if dataclasses.is_dataclass(value):
         given = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return _spec(type(value), given, flag)

@@ -12,14 +12,15 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
-from rlsgd.core.made_with import MadeWith
+from rlsgd.core.made_with import remembers_arguments
 from rlsgd.core.types import SupervisedBatch
 from rlsgd.models.loading import load_tokenizer
 
 Item = TypeVar("Item")
 
 
-class TokenizedDataModule(MadeWith, LightningDataModule):
+@remembers_arguments
+class TokenizedDataModule(LightningDataModule):
     """Data that the policy's tokenizer turns into tokens, shared out among the ranks.
 
     Args:

@@ -12,7 +12,7 @@ from functools import cache
 from numbers import Real
 from typing import Any, NamedTuple
 
-from rlsgd.core.made_with import MadeWith
+from rlsgd.core.made_with import remembers_arguments
 from rlsgd.core.problems import Problem
 from rlsgd.rewards.extract import after_thinking
 
@@ -27,7 +27,8 @@ class Trial(NamedTuple):
     refusal: str  # begins with the flag, and says what is wrong where it is judged otherwise
 
 
-class Reward(MadeWith, ABC):
+@remembers_arguments
+class Reward(ABC):
     """Scores one completion of one problem. A subclass is a plain picklable class with `score`.
 
     Attributes:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlsgd.core.made_with import MadeWith
+from rlsgd.core.made_with import remembers_arguments
 from rlsgd.core.types import Sampled
 from rlsgd.models.sharding import compute_device, gathered_weights, is_sharded
 from rlsgd.rollout.generation import Decoding, generate
@@ -47,7 +47,8 @@ class Sampler(Protocol):
         ...
 
 
-class HFSampler(MadeWith):
+@remembers_arguments
+class HFSampler:
     """Samples with the policy itself, on CPU or GPU.
 
     No top-k, top-p or penalty is applied: the tokens come from the policy's own distribution. Each

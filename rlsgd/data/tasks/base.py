@@ -7,14 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal
 
-from rlsgd.core.made_with import MadeWith
+from rlsgd.core.made_with import remembers_arguments
 from rlsgd.core.problems import Problem
 from rlsgd.rewards.base import Reward
 
 Split = Literal["train", "validation", "test"]
 
 
-class Task(MadeWith, ABC):
+@remembers_arguments
+class Task(ABC):
     """Verifiable problems in three sets without a question in common.
 
     The methods are pure: whatever was called before, and in whichever process, the same arguments

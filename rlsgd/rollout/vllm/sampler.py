@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlsgd.core.distributed import derived_seed, full_parameters, gathered, process_number
-from rlsgd.core.made_with import MadeWith
+from rlsgd.core.made_with import remembers_arguments
 from rlsgd.core.types import Sampled
 from rlsgd.models.sharding import compute_device
 from rlsgd.rollout.sampler import assemble, left_pad
@@ -24,7 +24,8 @@ from rlsgd.rollout.vllm.weight_sync import WeightSync
 TOLERANCES = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.1}
 
 
-class VLLMSampler(MadeWith):
+@remembers_arguments
+class VLLMSampler:
     """Samples with vLLM: started by each rank on its own device, or a server that runs elsewhere.
 
     Before every call the engine is sent what changed in the policy since the last one, so it never
