@@ -36,7 +36,16 @@ def remembers_arguments(cls: type[T]) -> type[T]:
     # as a decorator of object's own, so that jsonargparse asks `__init__` for the parameters
     vars(new)["__wrapped__"] = object.__new__
     setattr(cls, "__new__", new)  # noqa: B010  (types forbid the plain assignment)
+    setattr(cls, "__signature__", _SignatureOfInit())  # noqa: B010
     return cls
+
+
+class _SignatureOfInit:
+    """What `inspect.signature` and an editor show of a class: the arguments of `__init__`."""
+
+    def __get__(self, made: Any, kind: type[Any]) -> inspect.Signature:
+        signature = inspect.signature(kind.__init__)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
 def as_config(value: Any, flag: str) -> Any:
