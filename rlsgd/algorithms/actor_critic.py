@@ -13,7 +13,7 @@ from rlsgd.algorithms.trying import longest_row
 from rlsgd.core.types import Rollouts
 from rlsgd.functional.critic import explained_variance
 from rlsgd.functional.masked import masked_mean
-from rlsgd.models.value_model import ValueModel, load_value_model, prove_states
+from rlsgd.models.value_model import ValueModel, load_value_model, prove_values
 from rlsgd.optimizers import OptimizerContainer
 
 
@@ -59,8 +59,7 @@ class ActorCritic(RLModule):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        for length in (0, longest_row(self)):
-            prove_states(self.value.source(self.policy), length)
+        prove_values(self.value, self.policy, longest_row(self))
 
     def configure_optimizers(self) -> Any:
         """One container with the policy's optimizer and the critic's, in this order."""

@@ -20,7 +20,7 @@ from rlsgd.models.fast_paths import choose, fast_path, require
 from rlsgd.models.recomputing import recomputes
 from rlsgd.models.scoring import aligned
 from rlsgd.models.sharded_loading import load_sharded_backbone
-from rlsgd.models.sharding import Sharding, shard
+from rlsgd.models.sharding import Sharding, compute_device, is_sharded, shard
 
 PADDED_STATES = "the critic on rows padded on the left"
 ALIGNED_STATES = "the critic on rows padded on the right"
@@ -84,6 +84,21 @@ class ValueModel(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             weight, bias = self.head.weight.float(), self.head.bias.float()
             return nn.functional.linear(hidden.float(), weight, bias).squeeze(-1)
+
+
+def prove_values(critic: ValueModel, policy: PreTrainedModel, longest: int) -> None:
+    """Try the critic out for rows of every length up to the longest, in tokens.
+
+    Raises:
+        ValueError: see `prove_states`.
+    """
+    if is_sharded(critic):  # FSDP2 has to see a pass of the whole before one of a part
+        ids = torch.zeros(1, 2, dtype=torch.long, device=compute_device(critic))
+        row = TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool), torch.tensor([[False, True]]))
+        with torch.no_grad():
+            critic(policy, row.to(ids.device))
+    for length in (0, longest):
+        prove_states(critic.source(policy), length)
 
 
 def prove_states(source: PreTrainedModel, length: int) -> str:
