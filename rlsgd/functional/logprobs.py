@@ -81,26 +81,32 @@ def draw_with_entropy(
     """`draw_tokens`, and `token_entropy` [b] from the same softmax: one more pass, not four."""
     logits = tempered(logits, temperature)
     probabilities = logits.softmax(-1)
-    tokens = drawn(probabilities, uniforms)
-    mean = torch.bmm(probabilities[:, None], logits[:, :, None]).flatten()
-    if not mean.isfinite().all():  # an impossible token contributes 0 * -inf there
-        return tokens, token_entropy(logits)
-    # log-normalizer by the drawn token, whose probability is not 0
-    logit, probability = (x.gather(1, tokens[:, None])[:, 0] for x in (logits, probabilities))
-    return tokens, logit - probability.log() - mean
+    entropy = torch.bmm(probabilities[:, None], logits[:, :, None]).flatten()
+    if entropy.isfinite().all():
+        # minus the log-normalizer, by the likeliest token, whose probability is not 0
+        probability, likeliest = probabilities.max(-1)
+        logit = logits.gather(1, likeliest[:, None])[:, 0]
+        entropy = logit - probability.log() - entropy
+    else:  # an impossible token contributes 0 * -inf there
+        entropy = token_entropy(logits)
+    del logits  # as large as what drawing needs
+    return drawn(probabilities, uniforms), entropy
 
 
 def drawn(weights: Tensor, uniforms: Tensor) -> Tensor:
     """A token [b] of each row of probabilities [b, V]; see `draw_tokens`."""
-    short = -weights.shape[1] % BLOCK
-    if short:
-        weights = torch.nn.functional.pad(weights, (0, short))
-    blocks = weights.unflatten(1, (-1, BLOCK))  # [b, V / BLOCK, BLOCK]
-    sums = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    vocabulary = weights.shape[1]
+    blocks, rest = divmod(vocabulary, BLOCK)
+    wide = {"dim": -1, "dtype": torch.float64}
+    sums = weights[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK)).sum(**wide)
+    if rest:  # a last block that is not full
+        sums = torch.cat([sums, weights[:, -rest:].sum(**wide, keepdim=True)], 1)
+    sums = sums.cumsum(-1)
     target = uniforms[:, None] * sums[:, -1:]
     block = _first_above(sums, target)
     before = torch.nn.functional.pad(sums, (1, 0)).gather(1, block)
-    inside = blocks.gather(1, block[..., None].expand(-1, 1, BLOCK)).squeeze(1)
+    tokens = block * BLOCK + torch.arange(BLOCK, device=block.device)
+    inside = weights.gather(1, tokens.clamp(max=vocabulary - 1)) * (tokens < vocabulary)
     token = _first_above(inside.cumsum(-1, dtype=torch.float64), target - before)
     return (block * BLOCK + token).squeeze(1)
 
