@@ -6,8 +6,6 @@ import shlex
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from rlsgd.cli.main import main
 
 
@@ -27,7 +25,7 @@ def test_a_run_of_fit_is_reported_with_command_and_versions(tmp_path: Path, make
     assert main(arguments) == 0
     recorded = json.loads((folder / "provenance.json").read_text())
     assert recorded["command"] == shlex.join(["rlsgd", *arguments])
-    assert recorded["versions"]["torch"] == torch.__version__ == version("torch")
+    assert recorded["versions"]["torch"] == version("torch")
     assert recorded["versions"]["python"] == platform.python_version()
 
     out = make_report(folder)

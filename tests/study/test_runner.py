@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rlsgd.core.processes import identity
 from rlsgd.core.types import DivergedError
 from rlsgd.study import runner
 from rlsgd.study.runner import DIVERGED_EXIT_STATUS
@@ -109,11 +110,7 @@ def wait_for(path: Path) -> int:
 
 
 def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    return identity(pid) is not None  # and not: whether its parent has asked how it ended
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
