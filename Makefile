@@ -65,6 +65,7 @@ test-vllm: .venv-vllm/ready
 test-newest:
 	$(PYTHON) -m venv .venv-newest
 	PIP_CONSTRAINT=/dev/null .venv-newest/bin/pip install --upgrade -e '.[dev]'
+	PIP_CONSTRAINT=/dev/null .venv-newest/bin/pip install --no-deps verl
 	.venv-newest/bin/pip freeze --exclude-editable > .venv-newest/constraints-newest.txt
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n 2 --dist loadfile
 

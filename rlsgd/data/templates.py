@@ -17,6 +17,8 @@ from rlsgd.data.tasks.processor_limit import TooSlow, processor_limit
 
 MOST_SECONDS = 2.0  # of processor time for one chat; templates take less than a millisecond
 MOST_CHARACTERS = 10_000_000
+# a call that writes today's date, with its format in quotes
+_DATED = re.compile(r"""\bstrftime_now\s*\(\s*(["'])(.*?)\1\s*\)""")
 _SYSTEM, _USER, _ASSISTANT = "Sentinel-1-system", "Sentinel-2-user", "Sentinel-3-assistant"
 
 
@@ -43,7 +45,12 @@ class ChatTemplate:
         self._check_arguments(arguments)
         self.arguments = dict(arguments)
         if re.search(r"\bstrftime_now\b", self.source):
-            self.arguments["strftime_now"] = _fixed(date).strftime
+            self.source = _DATED.sub(lambda call: repr(_fixed(date).strftime(call[2])), self.source)
+            if re.search(r"\bstrftime_now\s*\(", self.source):
+                raise ValueError(
+                    "--data.chat_template: the template writes today's date in a form that it "
+                    "computes; give the tokenizer another, or set --data.chat_template false"
+                )
             rank_zero_info(
                 f"the chat template writes today's date; it gets {date} on every day "
                 "(--data.template_date), so that prompts stay the same"
@@ -72,6 +79,7 @@ class ChatTemplate:
                 text = str(
                     self.tokenizer.apply_chat_template(
                         self._folded(turns),
+                        chat_template=self.source,
                         tokenize=False,
                         add_generation_prompt=prompt,
                         **self.arguments,

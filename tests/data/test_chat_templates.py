@@ -72,6 +72,8 @@ def test_prompts_do_not_depend_on_the_day(tmp_path, caplog):
     assert "writes today's date" in caplog.text
     other = renderer(tmp_path, template, template_date="2025-01-02").render(Problem("1", "2"))
     assert other.text.startswith("02 Jan 2025<bos>")
+    with pytest.raises(ValueError, match=r"^--data.chat_template: .* date in a form that it comp"):
+        renderer(tmp_path, "{% set day = '%d' %}{{ strftime_now(day) }}" + TEMPLATE)
 
 
 def test_the_token_that_ends_a_turn_is_found(tmp_path, caplog):
