@@ -272,7 +272,6 @@ def pretraining_notes() -> str:
     lines.append(
         f"- Clipped in the study, mean of all steps: SGDLL's update {percent(shares[TENSORS])}% of "
         f"the tensors, its head {percent(shares[ROWS])}% of the rows; the gradient of SGD 1.0 with "
-        f"momentum in {percent(shares['grad_clipped_fraction'])}% of the steps. Of the runs kept "
-        "from the first edition that is not on record."
+        f"momentum in {percent(shares['grad_clipped_fraction'])}% of the steps."
     )
     return "\n".join(lines)

@@ -34,10 +34,19 @@ class Spy(Callback):
     def __init__(self):
         self.sampled, self.metrics, self.digits, self.weights = [], [], [], []
 
+    def on_fit_start(self, trainer, pl_module):
+        rollout = pl_module.rollout  # a batch has the rows that train, and may have none
+
+        def noted(*arguments):
+            experience = rollout(*arguments)
+            entries = [p.problem.metadata["entry"]["metadata"] for p in experience.prompts]
+            self.digits.append({entry["num_digits"] for entry in entries})
+            return experience
+
+        pl_module.rollout = noted
+
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.sampled.append((batch.input_ids, [prompt.text for prompt in batch.prompts]))
-        entries = [prompt.problem.metadata["entry"]["metadata"] for prompt in batch.prompts]
-        self.digits.append({entry["num_digits"] for entry in entries})
 
     def on_train_epoch_end(self, trainer, pl_module):
         metrics = trainer.callback_metrics

@@ -191,7 +191,8 @@ def test_a_run_that_follows_another_waits_for_it_and_knows_its_folder(
     arms = [SGD | {"name": "first"}, follower, SGD | {"name": "free"}]
     assert run_study(write_study(arms=arms, seeds=[4], jobs=2)) == 0
     started = [line.split()[0] for line in trace.read_text().splitlines()]
-    assert set(started[:2]) == {"first", "free"} and started[2] == "second"
+    assert sorted(started) == ["first", "free", "second"]
+    assert started.index("first") < started.index("second")
     overlay = yaml.safe_load((tmp_path / "out/second/seed-4/overlay.yaml").read_text())
     assert overlay["data"]["init_args"]["start"] == f"{tmp_path}/out/first/seed-4/export-of-4"
 
