@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import rlsgd
@@ -99,6 +100,7 @@ def run_record(study: Study, run: Run, outcome: Outcome) -> dict[str, Any]:
         "value_update": {key: _last(rows, f"value_update/{key}") for key in UPDATE},
         "memory": {key: _bytes(rows, f"memory/{key}") for key in MEMORY},
         "measures": {column: _last(rows, column) for column in study.measures},
+        "clipped_in_all_steps": _means(rows, "clipped_fraction"),
         "seconds": outcome.seconds,
         "error": None if outcome.status != "failed" else _error(run.folder, outcome.exit_status),
     }
@@ -133,6 +135,12 @@ def _float(cell: str | None) -> float:
 
 def _values(rows: Rows, column: str) -> list[float]:
     return [row[column] for row in rows if column in row]
+
+
+def _means(rows: Rows, ending: str) -> dict[str, float]:
+    """Mean over all epochs of every column whose name ends like this."""
+    columns = sorted({column for row in rows for column in row if column.endswith(ending)})
+    return {column: fmean(_values(rows, column)) for column in columns}
 
 
 def _last(rows: Rows, column: str) -> float | None:

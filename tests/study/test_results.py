@@ -22,15 +22,15 @@ SGD = {
 METRICS = """\
 epoch,reward,step,val/accuracy,update/unchanged_fp32,update/unchanged_bf16,update/within_1e-5,\
 update/effective_rank,update/effective_rank_percent,memory/parameter_bytes,\
-memory/gradient_bytes,memory/optimizer_state_bytes,memory/peak_rss_bytes
+memory/gradient_bytes,memory/optimizer_state_bytes,memory/peak_rss_bytes,grad_clipped_fraction
 0,,0,0.25,,,,,,,,,
 0,0.125,1,,,,,,,,,,
-,,2,,0.75,0.875,0.8125,3.5,7.0,4096,0,0,900000
+,,2,,0.75,0.875,0.8125,3.5,7.0,4096,0,0,900000,0.5
 0,,2,0.375,,,,,,,,,
 1,0.5,3,,,,,,,,,,
-1,,4,,0.5,0.75,0.625,4.5,9.0,4096,4096,8192,1000000
+1,,4,,0.5,0.75,0.625,4.5,9.0,4096,4096,8192,1000000,0.0
 2,0.625,5,,,,,,,,,,
-2,,6,,0.25,0.625,0.5,5.5,11.0,4096,4096,8192,999999
+2,,6,,0.25,0.625,0.5,5.5,11.0,4096,4096,8192,999999,0.25
 2,,6,0.875,nan,,,,,,,,
 """
 
@@ -95,6 +95,7 @@ def test_the_record_of_a_run_by_value(study, run):
             "peak_device_bytes": None,
         },
         "measures": {"update/within_1e-5": 0.5, "memory/none": None},
+        "clipped_in_all_steps": {"grad_clipped_fraction": 0.25},
         "seconds": 12.5,
         "error": None,
     }
