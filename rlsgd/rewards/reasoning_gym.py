@@ -106,8 +106,14 @@ class ReasoningGymScore(Reward):
 
 
 def _dataset_of(problem: Problem) -> ProceduralDataset:
-    config = json.dumps(problem.metadata["source_config"], sort_keys=True)
-    return _scoring_dataset(problem.metadata["source_dataset"], config)
+    """The data set whose verifier the problem has; a group's completions ask for the same one."""
+    name, config = problem.metadata["source_dataset"], problem.metadata["source_config"]
+    if not _latest or _latest[0] is not config or _latest[1] != name:
+        _latest[:] = config, name, _scoring_dataset(name, json.dumps(config, sort_keys=True))
+    return _latest[2]
+
+
+_latest: list[Any] = []  # config, name and data set
 
 
 @lru_cache(maxsize=8)
