@@ -202,6 +202,12 @@ CASES = [
     (["recipes", "copy", "gpu", "pyproject.toml"], "TARGET pyproject.toml: exists already; name"),
     (["recipes", "copy", "mkdocs.yml"], "NAME mkdocs.yml: is a file of yours"),
     (["recipes", "cp"], ".*cp: there is no such choice"),
+    (["rates", "--config=grpo_embedded", "--pilots=3"], "--pilots 3: an even number from 4"),
+    (
+        ["rates", "--config=grpo_embedded", "--optimizer=torch.optim.Sgd"],
+        "--optimizer torch.optim.Sgd: there is no such class",
+    ),
+    (["rates", "--config=grpo_embeded"], "--config grpo_embeded: .* did you mean grpo_embedded"),
     ([*STUDY, "--jbos=3"], "--jbos: there is no such argument; did you mean --jobs?"),
     ([*STUDY, "--jobs=x"], "--jobs x: must be int"),
     (["analyze", "embedded"], "TUNED: is missing"),

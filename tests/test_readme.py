@@ -8,7 +8,7 @@ import pytest
 DOCUMENTS = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").glob("*.md"))]
 MAKE_TARGETS = set(re.findall(r"^([a-z0-9-]+):", Path("Makefile").read_text(), re.MULTILINE))
 COMMANDS = {"fit", "validate", "test", "predict", "study", "report", "recipes", "doctor"}
-COMMANDS |= {"analyze", "data", "delta", "memory", "predict-sparsity"}
+COMMANDS |= {"analyze", "data", "delta", "memory", "predict-sparsity", "rates"}
 
 
 def shown_commands(document: Path) -> list[str]:

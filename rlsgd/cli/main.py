@@ -25,6 +25,7 @@ commands:
   data       fetch, check and clean the papers' data sets: rlsgd data list
   delta      what changed between two checkpoints, as a small exact file: rlsgd delta --help
   memory     what training takes of memory and network: rlsgd memory --model qwen3-1.7b
+  rates      learning rates of other optimizers, from a short pilot of a config
   study      run the arms of a study and report: rlsgd study quickstart
   recipes    what ships, and a copy to edit: rlsgd recipes copy grpo_embedded
   doctor     versions, devices, walls, free disk and extras of this machine
@@ -43,6 +44,7 @@ COMMANDS = {
     "memory": "rlsgd.planner.command",
     "recipes": "rlsgd.cli.recipes",
     "doctor": "rlsgd.cli.doctor",
+    "rates": "rlsgd.cli.rates",
     "report": "rlsgd.report.command",
 }
 TRAINING = ("fit", "validate", "test", "predict")
