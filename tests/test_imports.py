@@ -5,7 +5,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 REPORT = "import sys; print('\\n' + ' '.join({name.split('.')[0] for name in sys.modules}))"
 # what `rlsgd --help` can do without; the first three alone take seconds
@@ -52,3 +54,16 @@ def test_training_on_sums_imports_no_other_tasks_packages(tmp_path: Path):
     packages = loaded(f"fit --config {config} {flags}", tmp_path)
     assert {"torch", "transformers", "lightning", "reasoning_gym"} <= packages
     assert not packages & (NEVER | {"vllm"})
+
+
+def test_deltas_need_no_torch(tmp_path: Path):
+    """Importing torch and transformers took three times as long as packing SmolLM2."""
+    weights = np.arange(64, dtype=np.float32)
+    for name, shift in (("BASE", 0), ("TUNED", 1)):
+        (tmp_path / name).mkdir()
+        save_file({"w": weights + shift * (weights == 3)}, tmp_path / name / "model.safetensors")
+    pack, inspect = "delta pack BASE TUNED out.delta", "delta inspect out.delta"
+    for command in (pack, inspect, "delta apply BASE out.delta out"):
+        packages = loaded(command, tmp_path)
+        assert "numpy" in packages
+        assert not packages & (NEVER | {"torch", "transformers", "lightning", "huggingface_hub"})

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlsgd.core.checkpoints import LazyTensors
 from rlsgd.core.layer_kinds import kind_of
-from rlsgd.models.loading import resolve_model
+from rlsgd.models.names import resolve_model
 
 POLICY = "policy."
 SHOWN = 20

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from rlsgd.callbacks.base import UpdateCallback, log_metrics, run_folder
 from rlsgd.callbacks.scratch import Scratch
-from rlsgd.core.checkpoints import INDEX, LazyTensors
+from rlsgd.core.checkpoints import LazyTensors
 from rlsgd.core.distributed import full_parameters
+from rlsgd.core.stored import INDEX
 from rlsgd.deltas.manifest import content_hash, tensor_digest
-from rlsgd.deltas.pack import DeltaWriter, cast, small_files, with_dtype
+from rlsgd.deltas.pack import DeltaWriter, small_files, with_dtype
 from rlsgd.deltas.reader import Delta
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -115,7 +116,8 @@ class DeltaCheckpoint(UpdateCallback):
     def result_files(self, pl_module: LightningModule) -> dict[str, bytes]:
         """The small files that belong to the policy in the dtype of the deltas."""
         module: Any = pl_module
-        return with_dtype(self.base_files, self.dtype or module.policy.dtype)
+        dtype = self.dtype or module.policy.dtype
+        return with_dtype(self.base_files, str(dtype).removeprefix("torch."))
 
     def write(
         self, path: Path, trainer: Trainer, pl_module: LightningModule, started: float
@@ -147,11 +149,11 @@ class DeltaCheckpoint(UpdateCallback):
         """What an export of the policy would hold, on the CPU, one tensor at a time."""
         policy = self.measured(pl_module)
         for name, weight in full_parameters(policy):
-            yield name, cast(weight.cpu(), self.dtype)
+            yield name, _cast(weight.cpu(), self.dtype)
         persistent = policy.state_dict().keys()
         for name, buffer in policy.named_buffers():
             if name in persistent:
-                yield name, cast(buffer.cpu(), self.dtype)
+                yield name, _cast(buffer.cpu(), self.dtype)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.scratch.remove()
@@ -160,6 +162,12 @@ class DeltaCheckpoint(UpdateCallback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         self.scratch.remove()
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A floating tensor rounded to `dtype`; any other, or without a dtype, as it is."""
+    wide = tensor.is_floating_point() and tensor.element_size() > 1
+    return tensor.to(dtype) if dtype is not None and wide else tensor
 
 
 def _complete(folder: Path, tensors: LazyTensors, pl_module: LightningModule) -> None:

@@ -12,9 +12,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rlsgd.callbacks.base import run_folder
-from rlsgd.core.checkpoints import LazyTensors, find_file
+from rlsgd.core.checkpoints import LazyTensors
 from rlsgd.core.distributed import full_parameters
 from rlsgd.core.made_with import remembers_arguments
+from rlsgd.core.stored import find_file
 
 GENERATION = "generation_config.json"
 

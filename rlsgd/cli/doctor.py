@@ -73,7 +73,7 @@ def _walls() -> Iterator[str]:
 
 
 def _disk() -> Iterator[str]:
-    from rlsgd.models.loading import cache_folder
+    from rlsgd.models.names import cache_folder
 
     for what, folder in (("here", Path.cwd()), ("cache", cache_folder().absolute())):
         there = next(one for one in (folder, *folder.parents) if one.is_dir())

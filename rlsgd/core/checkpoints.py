@@ -3,68 +3,27 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.utils.hub import cached_file
 
-from rlsgd.core.named_files import read_weight_map
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+from rlsgd.core.stored import DTYPES, StoredTensors, names_in
 
 
-class LazyTensors:
-    """Named tensors in safetensors files, read one at a time.
-
-    A file is opened for each tensor and closed again: pages of a mapping that stays open count as
-    resident memory, and would be measured as if they were a second copy of the model.
-
-    Args:
-        files: tensor name -> file that holds it.
-    """
-
-    def __init__(self, files: Mapping[str, Path]) -> None:
-        self.files = dict(files)
-
-    @classmethod
-    def open(cls, path: str | Path) -> LazyTensors:
-        """A safetensors file, or a model folder or hub name with one or several of them.
-
-        Raises:
-            FileNotFoundError: there are no safetensors at `path`.
-            ValueError: an index names a file elsewhere.
-        """
-        if Path(path).is_file():
-            return cls(_names([Path(path)]))
-        # In transformers' order, for a folder in which a later save left the other one behind.
-        if single := find_file(path, SINGLE):
-            return cls(_names([single]))
-        if index := find_file(path, INDEX):
-            return cls(read_weight_map(index))
-        raise FileNotFoundError(f"{path} holds neither {SINGLE} nor {INDEX}")
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.files
+class LazyTensors(StoredTensors):
+    """Named tensors in safetensors files, read one at a time, as torch's."""
 
     def __getitem__(self, name: str) -> Tensor:
         with safe_open(str(self.files[name]), framework="pt") as file:
             return file.get_tensor(name)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, from the file's header alone."""
-        with safe_open(str(self.files[name]), framework="pt") as file:
-            return tuple(file.get_slice(name).get_shape())
-
     def dtype(self, name: str) -> torch.dtype:
         """Dtype of a tensor, from the file's header alone."""
-        with safe_open(str(self.files[name]), framework="pt") as file:
-            part = file.get_slice(name)
-            return _DTYPES.get(part.get_dtype()) or file.get_tensor(name).dtype
+        return getattr(torch, DTYPES[self.spec(name).dtype][0])
 
 
 def write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> LazyTensors:
@@ -113,7 +72,7 @@ def starting_weights(
         FileNotFoundError: a resumed run needs the snapshot and it is gone.
     """
     if resumed and snapshot.is_dir():
-        return LazyTensors(_names(sorted(snapshot.glob("*.safetensors"))))
+        return LazyTensors(names_in(sorted(snapshot.glob("*.safetensors"))))
     on_disk = _open_if_there(path) if path is not None else None
     if on_disk is not None and all(
         _matches(on_disk, name, value, values=not resumed) for name, value in parameters()
@@ -129,17 +88,6 @@ def starting_weights(
     return write_tensors(parameters(), snapshot)
 
 
-def find_file(path: str | Path, filename: str) -> Path | None:
-    """A file of a model folder, or of a model on the hub; None where it has none."""
-    if Path(path).is_dir():
-        return found if (found := Path(path) / filename).is_file() else None
-    try:
-        cached = cached_file(str(path), filename)
-    except OSError:  # whatever the reason, the file is not to be had
-        return None
-    return Path(cached) if cached else None
-
-
 def _open_if_there(path: str) -> LazyTensors | None:
     try:
         return LazyTensors.open(path)
@@ -150,14 +98,6 @@ def _open_if_there(path: str) -> LazyTensors | None:
 def _remove_tensors(folder: Path, *, keep: Iterable[Path] = ()) -> None:
     for path in set(folder.glob("*.safetensors")) - set(keep):
         path.unlink(missing_ok=True)  # another rank may have been here
-
-
-def _names(files: Iterable[Path]) -> dict[str, Path]:
-    names = {}
-    for path in files:
-        with safe_open(str(path), framework="pt") as file:
-            names |= dict.fromkeys(file.keys(), path)
-    return names
 
 
 def _matches(on_disk: LazyTensors, name: str, parameter: Tensor, *, values: bool) -> bool:

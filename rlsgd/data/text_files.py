@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from rlsgd.models.loading import cache_folder
+from rlsgd.models.names import cache_folder
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 TxtUnit = Literal["document", "paragraph", "line"]

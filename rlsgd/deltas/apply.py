@@ -10,10 +10,8 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from torch import Tensor
-
-from rlsgd.core.checkpoints import INDEX, SINGLE, LazyTensors
-from rlsgd.deltas.container import Spec, storage_order, sync_folder, write_safetensors
+from rlsgd.core.stored import INDEX, SINGLE, Spec, Stored, StoredTensors
+from rlsgd.deltas.container import storage_order, sync_folder, write_safetensors
 from rlsgd.deltas.manifest import content_hash, first_names, tensor_digest
 from rlsgd.deltas.pack import Progress
 from rlsgd.deltas.reader import Delta
@@ -34,14 +32,14 @@ def check_chain(deltas: Sequence[Delta]) -> None:
             )
 
 
-def check_base(base: LazyTensors, delta: Delta, progress: Progress = iter) -> None:
+def check_base(base: StoredTensors, delta: Delta, progress: Progress = iter) -> None:
     """Compare every tensor of a checkpoint with what the delta was made from.
 
     Raises:
         ValueError: names tensors that differ.
     """
     expected = delta.manifest.base_digests()
-    found = {name: tensor_digest(base[name]) for name in progress(sorted(base.files))}
+    found = {name: tensor_digest(base.stored(name)) for name in progress(sorted(base.files))}
     if content_hash(found) == delta.manifest.base:
         return
     wrong = [
@@ -60,7 +58,7 @@ def check_base(base: LazyTensors, delta: Delta, progress: Progress = iter) -> No
 
 
 def apply(
-    base: LazyTensors,
+    base: StoredTensors,
     deltas: Sequence[Delta],
     out: Path,
     *,
@@ -110,7 +108,7 @@ def apply(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_out(base: LazyTensors, out: Path, *, overwrite: bool) -> None:
+def check_out(base: StoredTensors, out: Path, *, overwrite: bool) -> None:
     """Refuse to write over anything that was not meant.
 
     Raises:
@@ -127,7 +125,7 @@ def check_out(base: LazyTensors, out: Path, *, overwrite: bool) -> None:
 
 
 def _write_tensors(
-    base: LazyTensors, deltas: Sequence[Delta], folder: Path, progress: Progress
+    base: StoredTensors, deltas: Sequence[Delta], folder: Path, progress: Progress
 ) -> None:
     """As many files as the base has, each tensor in its own place, added ones in the last."""
     entries = deltas[-1].manifest.tensors
@@ -151,11 +149,11 @@ def _write_tensors(
 
 
 def _results(
-    base: LazyTensors, deltas: Sequence[Delta], specs: Mapping[str, Spec], walked: Iterator[str]
-) -> Iterable[tuple[str, Tensor]]:
-    def before(level: int) -> Callable[[str], Tensor]:
+    base: StoredTensors, deltas: Sequence[Delta], specs: Mapping[str, Spec], walked: Iterator[str]
+) -> Iterable[tuple[str, Stored]]:
+    def before(level: int) -> Callable[[str], Stored]:
         if level == 0:
-            return lambda name: base[name].clone()  # patched in place
+            return base.stored
         return lambda name: deltas[level - 1].tensor(name, before(level - 1))
 
     for name in storage_order(specs):

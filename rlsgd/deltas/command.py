@@ -16,7 +16,7 @@ from rich.table import Table
 from rlsgd.core.command import PlainParser, run_command
 
 if TYPE_CHECKING:
-    from rlsgd.core.checkpoints import LazyTensors
+    from rlsgd.core.stored import StoredTensors
     from rlsgd.deltas.reader import Delta
 
 _DESCRIPTION = """\
@@ -46,8 +46,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _pack(arguments: Namespace) -> None:
-    import torch
-
     from rlsgd.deltas.pack import pack, small_files
     from rlsgd.deltas.reader import Delta
 
@@ -61,8 +59,7 @@ def _pack(arguments: Namespace) -> None:
     files = None
     if tuned_folder is not None:
         files = small_files(tuned_folder), small_files(base_folder) if base_folder else {}
-    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
-    pack(base, tuned, out, dtype=dtype, files=files, progress=_progress("pack"))
+    pack(base, tuned, out, dtype=arguments.dtype, files=files, progress=_progress("pack"))
     _show(Delta(out), as_json=arguments.json)
 
 
@@ -90,14 +87,16 @@ def _inspect(arguments: Namespace) -> None:
     _show(Delta(Path(arguments.DELTA)), as_json=arguments.json)
 
 
-def _open(argument: str, path: str) -> tuple[LazyTensors, Path | None]:
+def _open(argument: str, path: str) -> tuple[StoredTensors, Path | None]:
     """A checkpoint, and the folder of its configuration unless it is a bare file."""
-    from rlsgd.core.checkpoints import LazyTensors
-    from rlsgd.models.loading import resolve_model
+    from safetensors import SafetensorError
+
+    from rlsgd.core.stored import StoredTensors
+    from rlsgd.models.names import resolve_model
 
     try:
-        tensors = LazyTensors.open(path if Path(path).is_file() else resolve_model(path))
-    except (ValueError, FileNotFoundError) as error:
+        tensors = StoredTensors.open(path if Path(path).is_file() else resolve_model(path))
+    except (ValueError, FileNotFoundError, SafetensorError) as error:
         reason = str(error).removeprefix(f"--model.policy {path}: ")
         raise ValueError(f"{argument} {path}: {reason}") from error
     if Path(path).is_file() or not tensors.files:

@@ -10,34 +10,11 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-from torch import Tensor
+from rlsgd.core.stored import Spec, Stored
 
-DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "U16": torch.uint16,
-    "I16": torch.int16,
-    "U32": torch.uint32,
-    "I32": torch.int32,
-    "U64": torch.uint64,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "C64": torch.complex64,
-}
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # The checksum is the header's first value, so that it stands at a known place and everything else,
 # the header included, is under it.
 _OPENING = b'{"__metadata__":{"checksum":"'
@@ -46,66 +23,21 @@ _DIGITS = 64
 _CHUNK = 1 << 20
 
 
-@dataclass(frozen=True)
-class Spec:
-    """What a safetensors header says of one tensor.
-
-    Args:
-        dtype: its name in safetensors.
-        shape: of the tensor.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def numel(self) -> int:
-        return torch.Size(self.shape).numel()
-
-    @property
-    def nbytes(self) -> int:
-        return self.numel * DTYPES[self.dtype].itemsize
-
-
-def spec_of(tensor: Tensor) -> Spec:
-    """Dtype and shape of a tensor.
-
-    Raises:
-        ValueError: safetensors has no such dtype.
-    """
-    if tensor.dtype not in _NAMES:
-        raise ValueError(f"a tensor of {tensor.dtype} cannot be stored")
-    return Spec(_NAMES[tensor.dtype], tuple(tensor.shape))
-
-
-def raw_bytes(tensor: Tensor) -> Any:
-    """The entries as a buffer of bytes, without a copy where they lie on the CPU in order."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy() if flat.numel() else b""
-
-
-def from_raw_bytes(data: bytes | bytearray, spec: Spec) -> Tensor:
-    """Inverse of `raw_bytes`; the tensor owns the memory if `data` is a bytearray."""
-    if not data:
-        return torch.empty(spec.shape, dtype=DTYPES[spec.dtype])
-    return torch.frombuffer(bytearray(data), dtype=DTYPES[spec.dtype]).reshape(spec.shape)
-
-
 def write_safetensors(
-    path: Path, specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]]
+    path: Path, specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Stored]]
 ) -> None:
     """Write tensors as they come, which must be in `storage_order(specs)`."""
     with path.open("wb") as file:
         file.write(_header({name: specs[name] for name in storage_order(specs)}, {"format": "pt"}))
         for (name, tensor), expected in zip(tensors, storage_order(specs), strict=True):
-            assert (name, spec_of(tensor)) == (expected, specs[expected])
-            file.write(raw_bytes(tensor))
+            assert (name, tensor.spec) == (expected, specs[expected])
+            file.write(tensor.buffer)
         _sync(file)
 
 
 def storage_order(specs: Mapping[str, Spec]) -> list[str]:
     """Names with the widest dtypes first, so that every tensor lies aligned in the file."""
-    return sorted(specs, key=lambda name: (-DTYPES[specs[name].dtype].itemsize, name))
+    return sorted(specs, key=lambda name: (-specs[name].itemsize, name))
 
 
 def write_checked(

@@ -6,16 +6,18 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from rlsgd.core.stored import DTYPES, Spec, Stored
+from rlsgd.deltas.encoding import ABSOLUTE
 
-from rlsgd.deltas.container import DTYPES, Spec, raw_bytes, spec_of
+if TYPE_CHECKING:
+    from torch import Tensor
 
-FORMAT = "rlsgd-delta-1"
+# the first format has absolute values in its patches, the second steps from the base's
+FORMAT, READABLE = "rlsgd-delta-2", ("rlsgd-delta-1", "rlsgd-delta-2")
 SAME, PATCH, WHOLE, COPY = "same", "patch", "whole", "copy"
-_CASTS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+CASTS = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Entry:
         encoding: of a patch's positions.
         positions: bytes of a patch's positions before compression.
         source: the tensor that a copy is of.
+        values: `steps` from the base's values, or `absolute` ones, as the first format has.
     """
 
     kind: str
@@ -45,6 +48,7 @@ class Entry:
     encoding: str | None = None
     positions: int = 0
     source: str | None = None
+    values: str = ABSOLUTE
 
     @property
     def spec(self) -> Spec:
@@ -90,11 +94,12 @@ class Manifest:
         return cls(**{**raw, "tensors": entries})
 
 
-def tensor_digest(tensor: Tensor) -> str:
+def tensor_digest(tensor: Tensor | Stored) -> str:
     """SHA-256 over dtype, shape and the bytes of the entries."""
-    spec = spec_of(tensor)
+    stored = Stored.of(tensor)
+    spec = stored.spec
     digest = hashlib.sha256(json.dumps([spec.dtype, list(spec.shape)]).encode())
-    digest.update(raw_bytes(tensor))
+    digest.update(stored.buffer)
     return digest.hexdigest()
 
 
@@ -103,18 +108,28 @@ def content_hash(digests: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
 
 
-def viewed(tensor: Tensor, spec: Spec) -> Tensor | None:
+def viewed(stored: Stored, spec: Spec) -> Stored | None:
     """The base's tensor in the result's dtype, or none where the two cannot be compared.
 
     Floating tensors are cast, as loading them for training in another precision does: a float32 run
     from a bfloat16 checkpoint is compared with that checkpoint's values in float32.
     """
-    dtype = DTYPES[spec.dtype]
-    if tuple(tensor.shape) != spec.shape:
+    if stored.spec.shape != spec.shape:
         return None
-    if tensor.dtype == dtype:
-        return tensor
-    return tensor.to(dtype) if {tensor.dtype, dtype} <= _CASTS else None
+    if stored.spec.dtype == spec.dtype:
+        return stored
+    return (
+        rounded(stored, spec.dtype)
+        if {stored.spec.dtype, spec.dtype} <= set(CASTS.values())
+        else None
+    )
+
+
+def rounded(stored: Stored, dtype: str) -> Stored:
+    """The same numbers in another floating dtype, by its name in safetensors."""
+    import torch
+
+    return Stored.of(stored.tensor().to(getattr(torch, DTYPES[dtype][0])))
 
 
 def first_names(names: Iterable[str]) -> str:

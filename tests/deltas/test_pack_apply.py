@@ -141,7 +141,7 @@ def test_a_view_in_bfloat16_holds_what_shows_in_it(tmp_path: Path):
         start,
         saved(tuned, tmp_path / "tuned.safetensors"),
         tmp_path / "delta.safetensors",
-        dtype=torch.bfloat16,
+        dtype="bfloat16",
     )
     delta = Delta(tmp_path / "delta.safetensors")
     assert delta.manifest.tensors["w"].changed == 1

@@ -20,7 +20,6 @@ from rlsgd.functional.patches import (
     encode_positions,
     from_byte_planes,
     make_patch,
-    shorter_patch,
 )
 
 DTYPES = [
@@ -77,8 +76,6 @@ def test_any_change_is_given_back_bit_for_bit(case: tuple[Tensor, Tensor, list[i
     result = apply_patch_(base.clone(), decoded)
     assert raw(result) == raw(weight) and result.dtype == weight.dtype
     assert result.shape == weight.shape and raw(base) == before
-    shorter = shorter_patch(weight, base)
-    assert (shorter is None) == (encoded.nbytes >= weight.nbytes and bool(places))
     assert encoded.nbytes <= (weight.numel() + 7) // 8 + len(places) * weight.element_size()
 
 
@@ -130,20 +127,6 @@ def test_zeros_of_either_sign_differ_and_a_nan_is_told_by_its_payload():
     patch = make_patch(weight, base)
     assert patch.positions.tolist() == [0, 2]
     assert raw(apply_patch_(base, patch)) == raw(weight)
-
-
-def test_a_tensor_of_which_all_changed_is_shorter_whole():
-    base = torch.arange(64, dtype=torch.float32)
-    weight = base + 1
-    assert shorter_patch(weight, base) is None
-    weight[10:] = base[10:]
-    encoded = shorter_patch(weight, base)
-    # a bitmap of 64 bits, or 10 gaps of a byte: the bitmap; and 10 values
-    assert encoded is not None and (encoded.encoding, encoded.nbytes) == ("bitmap", 8 + 40)
-    # a bitmap of one byte and seven values take the eight bytes of the tensor: no gain
-    assert shorter_patch(torch.arange(8).byte(), torch.zeros(8).byte()) is None
-    same = shorter_patch(base, base)
-    assert same is not None and same.nbytes == 0
 
 
 def test_a_strided_weight_is_read_in_its_own_order():
