@@ -14,9 +14,11 @@ from scipy.linalg import subspace_angles
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from rlsgd.analysis.checkpoint_files import match, open_checkpoint
+from rlsgd.analysis.checkpoint_files import Opened, match, open_checkpoint
 from rlsgd.analysis.comparison import Comparison
-from rlsgd.analysis.tensor_update import InitialMatrix, Measures, measure
+from rlsgd.analysis.first_look import first_look
+from rlsgd.analysis.measures import Measures
+from rlsgd.analysis.tensor_update import InitialMatrix, measure
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"  # [32, 32]
 UP = "model.layers.1.mlp.up_proj.weight"  # [64, 32]
@@ -49,7 +51,8 @@ def noisy(weights: Weights, seed: int = 0, scale: float = 1e-3) -> Weights:
 
 def analyse(base: object, *tuned: object, allow_missing: bool = False, **settings) -> dict:
     names = [str(path) for path in tuned]
-    return Comparison(str(base), names, Measures(**settings), allow_missing=allow_missing).run()
+    opened = Opened.open(str(base), names, allow_missing=allow_missing)
+    return Comparison(opened, Measures(**settings)).run()
 
 
 @pytest.fixture
@@ -342,17 +345,19 @@ def test_settings_out_of_range_are_refused(settings: dict, message: str):
 MEASURE_MEMORY = """
 import sys
 from pathlib import Path
+from rlsgd.analysis.checkpoint_files import Opened
 from rlsgd.analysis.comparison import Comparison
-from rlsgd.analysis.tensor_update import Measures
+from rlsgd.analysis.measures import Measures
 
 def peak():  # of this program; ru_maxrss would begin with that of the one that started it
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 small, base, tuned = sys.argv[1:]
-Comparison(small, [small], Measures()).run()  # libraries and buffers that are there once
+# libraries and buffers that are there once
+Comparison(Opened.open(small, [small]), Measures()).run()
 before = peak()
-Comparison(base, [tuned], Measures()).run()
+Comparison(Opened.open(base, [tuned]), Measures()).run()
 print(peak() - before)
 """
 
@@ -378,3 +383,50 @@ def test_memory_is_that_of_a_few_tensors(tmp_path: Path):
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     grown = int(result.stdout) / (model / count)
     assert 2 < grown < 16, f"{grown:.1f} tensors of {2 * count}"
+
+
+# ---- the first look
+
+
+@pytest.mark.parametrize(
+    ("stored", "trained"),
+    [
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.float16),
+        (torch.float64, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.bfloat16),
+    ],
+)
+def test_the_first_look_counts_what_the_whole_comparison_counts(
+    stored: torch.dtype, trained: torch.dtype, tiny_llama: Path, tmp_path: Path
+):
+    """Two implementations; zeros of either sign, ties of rounding and tiny weights among them."""
+    base = {name: weight.to(stored) for name, weight in weights_of(tiny_llama).items()}
+    tuned = {name: weight.to(trained) for name, weight in noisy(base, scale=1e-3).items()}
+    special = torch.tensor([0.0, -0.0, 0.0, 1.0, 1 + 2**-8, 1 + 2**-8, 1e-40, 1e-40, 3.0])
+    moved = torch.tensor([-0.0, 0.0, 0.0, 1 + 2**-8, 1.0, 1 + 2**-7, 0.0, 1.1e-40, 3.0])
+    base["special.weight"], tuned["special.weight"] = special.to(stored), moved.to(trained)
+    base["steps"] = tuned["steps"] = torch.arange(3)
+    paths = [save(base, tmp_path / "b.safetensors"), save(tuned, tmp_path / "t.safetensors")]
+    opened = Opened.open(paths[0], paths[1:])
+    found = first_look(opened.base, opened.tuned[0], opened.matches[0], ("BASE", "TUNED"))
+    expected = analyse(*paths, spectra=False)["tuned"][0]
+    assert found["kinds"].keys() == expected["kinds"].keys()
+    for kind, record in {**found["kinds"], "total": found["total"]}.items():
+        whole = {**expected["kinds"], "total": expected["total"]}[kind]
+        for key in ("weights", "unchanged_fp32", "unchanged_bf16"):
+            assert record[key] == whole[key], (kind, key)
+        for key in ("displacement", "relative_displacement"):
+            assert record[key] == pytest.approx(whole[key], rel=1e-12), (kind, key)
+
+
+@pytest.mark.parametrize("role", ["BASE", "TUNED"])
+def test_the_first_look_refuses_what_is_not_finite(role: str, tmp_path: Path):
+    models = {"BASE": {"w": torch.ones(70_000)}, "TUNED": {"w": torch.ones(70_000)}}
+    models[role]["w"][69_999] = torch.nan
+    paths = [save(model, tmp_path / f"{name}.safetensors") for name, model in models.items()]
+    opened = Opened.open(paths[0], paths[1:])
+    with pytest.raises(ValueError, match=f"^{role}: w holds values that are not finite"):
+        first_look(opened.base, opened.tuned[0], opened.matches[0], ("BASE", "TUNED"))

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.optim import Muon
 
+from rlsgd.analysis.checkpoint_files import Opened
 from rlsgd.analysis.comparison import Comparison
-from rlsgd.analysis.tensor_update import Measures
+from rlsgd.analysis.measures import Measures
 from rlsgd.callbacks.effective_rank import EffectiveRank
 from rlsgd.core.checkpoints import write_tensors
 from rlsgd.optimizers.muon import MuonWithAdamW
@@ -34,7 +35,9 @@ def test_the_callback_measures_what_analyze_measures_on_the_export(tmp_path: Pat
     callback.initial = initial
     module: Any = SimpleNamespace(policy=model)
     ranks = callback.ranks(module)
-    comparison = Comparison(str(tmp_path / "base"), [str(tmp_path / "tuned")], Measures())
+    comparison = Comparison(
+        Opened.open(str(tmp_path / "base"), [str(tmp_path / "tuned")]), Measures()
+    )
     tensors = comparison.run()["tuned"][0]["tensors"]
     keys = ("effective_rank", "effective_rank_percent", "stable_rank")
     found = {part: [rank[key] for key in keys] for part, rank in ranks.items()}

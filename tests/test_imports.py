@@ -61,9 +61,38 @@ def test_deltas_need_no_torch(tmp_path: Path):
     weights = np.arange(64, dtype=np.float32)
     for name, shift in (("BASE", 0), ("TUNED", 1)):
         (tmp_path / name).mkdir()
-        save_file({"w": weights + shift * (weights == 3)}, tmp_path / name / "model.safetensors")
+        save_file(
+            {"w": weights + np.float32(shift) * (weights == 3)},
+            tmp_path / name / "model.safetensors",
+        )
     pack, inspect = "delta pack BASE TUNED out.delta", "delta inspect out.delta"
     for command in (pack, inspect, "delta apply BASE out.delta out"):
         packages = loaded(command, tmp_path)
         assert "numpy" in packages
         assert not packages & (NEVER | {"torch", "transformers", "lightning", "huggingface_hub"})
+
+
+def test_the_first_table_of_analyze_needs_no_torch(tmp_path: Path):
+    """Torch is found to be missing after that table, whose numbers are by hand."""
+    weights = np.arange(1, 101, dtype=np.float32)
+    for name, shift in (("BASE", 0), ("TUNED", 1)):
+        tensors = {"model.norm.weight": weights + np.float32(shift) * (weights == 3)}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    code = """
+import sys
+from rlsgd.cli.main import main
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "transformers", "lightning", "huggingface_hub"):
+            raise ImportError(f"{name} is asked for")
+sys.meta_path.insert(0, Stop())
+main(["analyze", "BASE.safetensors", "TUNED.safetensors"])
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.stdout, run.stderr
+    cells = [cell.strip() for cell in run.stdout.splitlines()[-2].split("│")[1:-1]]
+    # |4 - 3| / sqrt(1 + 4 + ... + 10000) = 1 / sqrt(338350)
+    assert cells == ["total", "100", "99", "99", "0.001719"]
+    assert "torch is asked for" in run.stderr

@@ -2,53 +2,22 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import numpy as np
 from safetensors import SafetensorError
-from torch import Tensor
 
-from rlsgd.core.checkpoints import LazyTensors
 from rlsgd.core.layer_kinds import kind_of
+from rlsgd.core.stored import DTYPES, Spec, StoredTensors
 from rlsgd.models.names import resolve_model
 
-POLICY = "policy."
 SHOWN = 20
-FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+FLOATING = ("F64", "F32", "BF16", "F16")
 
 
-class LightningTensors(LazyTensors):
-    """The policy's tensors in a checkpoint that Lightning wrote, read one at a time.
-
-    The file is mapped for each tensor and unmapped again, as `LazyTensors` does. Nothing but
-    tensors and plain containers is unpickled.
-
-    Args:
-        path: the `.ckpt` file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        weights = self._load()
-        super().__init__(dict.fromkeys(weights, path))
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-
-    def _load(self) -> dict[str, Tensor]:
-        content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
-        weights = content["state_dict"]
-        return {n.removeprefix(POLICY): t for n, t in weights.items() if n.startswith(POLICY)}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._load()[name]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.shapes[name]
-
-
-def open_checkpoint(name: str, role: str) -> LazyTensors:
+def open_checkpoint(name: str, role: str) -> StoredTensors:
     """Open a model folder, hub or prepared name, safetensors file or Lightning checkpoint.
 
     Args:
@@ -60,16 +29,18 @@ def open_checkpoint(name: str, role: str) -> LazyTensors:
     """
     path, flag = Path(name), f"{role} {name}"
     if path.suffix == ".ckpt" and path.is_file():
-        return _open_lightning(path, flag)
+        from rlsgd.analysis.lightning_files import open_lightning
+
+        return open_lightning(path, flag, EXPORT)
     if path.is_dir() and (path / ".metadata").is_file():
-        raise ValueError(f"{flag}: is a sharded checkpoint of Lightning; {_EXPORT}")
+        raise ValueError(f"{flag}: is a sharded checkpoint of Lightning; {EXPORT}")
     if path.is_file() and path.suffix != ".safetensors":
         raise ValueError(
             f"{flag}: is no .safetensors file, and pickled weights are not read; save the model "
             "again with save_pretrained"
         )
     try:
-        tensors = LazyTensors.open(path if path.is_file() else resolve_model(name, role))
+        tensors = StoredTensors.open(path if path.is_file() else resolve_model(name, role))
         for file in sorted(set(tensors.files.values())):
             if not file.is_file():
                 raise ValueError(f"{flag}: its index names {file.name}, which is not there")
@@ -80,20 +51,9 @@ def open_checkpoint(name: str, role: str) -> LazyTensors:
         raise ValueError(f"{flag}: could not be read: {error}") from error
 
 
-_EXPORT = (
+EXPORT = (
     "add rlsgd.callbacks.HFExport to --trainer.callbacks of the run and name the folder it writes"
 )
-
-
-def _open_lightning(path: Path, flag: str) -> LightningTensors:
-    try:
-        tensors = LightningTensors(path)
-    except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{flag}: could not be read ({reason}); {_EXPORT}") from error
-    if not tensors.files:
-        raise ValueError(f"{flag}: holds no tensors of a policy ({POLICY}...); {_EXPORT}")
-    return tensors
 
 
 @dataclass(frozen=True)
@@ -114,7 +74,7 @@ class Match:
 
 
 def match(
-    base: LazyTensors, tuned: LazyTensors, where: tuple[str, str], *, allow_missing: bool
+    base: StoredTensors, tuned: StoredTensors, where: tuple[str, str], *, allow_missing: bool
 ) -> Match:
     """Match tensors by name. Order does not matter, nor whether a tied head is stored.
 
@@ -162,18 +122,83 @@ def match(
     return found
 
 
-def tied_heads(tensors: LazyTensors) -> list[str]:
+@dataclass(frozen=True)
+class Opened:
+    """BASE and every TUNED, opened and matched; no weight is read yet.
+
+    Args:
+        base_name: what the user wrote.
+        base: the checkpoint.
+        tuned_names: what the user wrote.
+        tuned: the checkpoints.
+        matches: what each has in common with `base`.
+    """
+
+    base_name: str
+    base: StoredTensors
+    tuned_names: list[str]
+    tuned: list[StoredTensors]
+    matches: list[Match]
+
+    @classmethod
+    def open(cls, base: str, tuned: Sequence[str], *, allow_missing: bool = False) -> Opened:
+        """Open and match them.
+
+        Args:
+            base: what the others were tuned from: a model folder, a hub or prepared name, a
+                safetensors file.
+            tuned: the others; also Lightning checkpoints.
+            allow_missing: compare what both hold, where one holds more.
+
+        Raises:
+            ValueError: a checkpoint cannot be read or does not match; see `match`.
+        """
+        first = open_checkpoint(base, "BASE")
+        others = [open_checkpoint(name, "TUNED") for name in tuned]
+        matches = [
+            match(first, other, (base, name), allow_missing=allow_missing)
+            for other, name in zip(others, tuned, strict=True)
+        ]
+        return cls(base, first, list(tuned), others, matches)
+
+
+def tied_heads(tensors: StoredTensors) -> list[str]:
     """Output heads that are stored beside the embedding that they are."""
     return [
         head
         for head in tensors.files
         if kind_of(head) == "head"
         and any(
-            torch.equal(tensors[name], tensors[head])
+            np.array_equal(tensors.stored(name).data, tensors.stored(head).data)
             for name in tensors.files
-            if kind_of(name) == "embedding" and tensors.shape(name) == tensors.shape(head)
+            if kind_of(name) == "embedding" and tensors.spec(name) == tensors.spec(head)
         )
     ]
+
+
+def is_weight(spec: Spec, name: str, flag: str) -> bool:
+    """Whether a tensor holds floating-point numbers; integers and masks are no weights.
+
+    Raises:
+        ValueError: it is quantised.
+    """
+    dtype = DTYPES[spec.dtype][0]
+    if not dtype.startswith(("float", "bfloat")) or not spec.numel:
+        return False
+    if spec.dtype not in FLOATING:
+        raise ValueError(
+            f"{flag}: {name} is stored as {dtype}, and codes without their scales are "
+            "no weights; save the model unquantised"
+        )
+    return True
+
+
+def not_finite(flag: str, name: str) -> ValueError:
+    """The error about a tensor with values that are not finite."""
+    return ValueError(
+        f"{flag}: {name} holds values that are not finite; a run that diverged has no update "
+        "to measure, so name an earlier checkpoint"
+    )
 
 
 def _list(names: Iterable[str]) -> str:

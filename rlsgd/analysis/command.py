@@ -11,17 +11,19 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from rlsgd.analysis.comparison import Comparison
-from rlsgd.analysis.tensor_update import RELATIVE, Measures
+from rlsgd.analysis.checkpoint_files import Opened
+from rlsgd.analysis.first_look import first_look
+from rlsgd.analysis.measures import Measures
 from rlsgd.core.command import run_command
 from rlsgd.core.layer_kinds import heatmap
 from rlsgd.core.typed_parser import TypedParser
-from rlsgd.functional.bf16_difference import ISCLOSE
+from rlsgd.functional.tolerances import ISCLOSE, RELATIVE
 
 _DESCRIPTION = (
     "Compare checkpoints with the one they were tuned from: how many weights changed, how far, of "
     "what rank, and where relative to the spectrum and the magnitudes of the base; of several "
-    "TUNED also how far the sets of changed weights agree. Files are read one tensor at a time. "
+    "TUNED also how far the sets of changed weights agree. The first table comes in seconds, the "
+    "geometry after it. Files are read one tensor at a time. "
     "Exit status: 0, or 2 if a checkpoint cannot be read or does not match."
 )
 _CHECKPOINT = "model folder, hub name, prepared name or .safetensors file"
@@ -35,13 +37,14 @@ _HEATMAPS: dict[str, tuple[float, float] | None] = {
     "right_angle_mean_degrees": (0.0, 90.0),
 }
 # tables of columns: heading -> measure, factor
-_TABLES: tuple[dict[str, tuple[str, float]], ...] = (  # each as wide as a narrow terminal holds
-    {
-        "weights": ("weights", 1),
-        "unchanged\nfp32 %": ("unchanged_fp32", 100),
-        "unchanged\nbf16 %": ("unchanged_bf16", 100),
-        "|Δ| / |w0|": ("relative_displacement", 1),
-    },
+# each as wide as a narrow terminal holds
+_FIRST_TABLE: dict[str, tuple[str, float]] = {
+    "weights": ("weights", 1),
+    "unchanged\nfp32 %": ("unchanged_fp32", 100),
+    "unchanged\nbf16 %": ("unchanged_bf16", 100),
+    "|Δ| / |w0|": ("relative_displacement", 1),
+}
+_TABLES: tuple[dict[str, tuple[str, float]], ...] = (
     {
         "effective\nrank %": ("effective_rank_percent", 1),
         "numerical\nrank %": ("numerical_rank_percent", 1),
@@ -68,9 +71,13 @@ def _run(arguments: Any) -> int:
         spectra=not arguments.no_spectra,
     )
     out = _output_folder(arguments.out)
-    comparison = Comparison(
-        arguments.BASE, arguments.TUNED, measures, allow_missing=arguments.allow_missing
-    )
+    opened = Opened.open(arguments.BASE, arguments.TUNED, allow_missing=arguments.allow_missing)
+    console = Console()
+    if not arguments.json:
+        _print_first_look(console, opened)
+    from rlsgd.analysis.comparison import Comparison  # torch and what takes minutes
+
+    comparison = Comparison(opened, measures)
     progress = Console(stderr=True)
     with Progress(console=progress, disable=not progress.is_terminal, transient=True) as bar:
         task = bar.add_task("tensors", total=len(comparison.names))
@@ -82,8 +89,9 @@ def _run(arguments: Any) -> int:
     if arguments.json:
         print(text)
         return 0
-    console = Console()
     for tuned in record["tuned"]:
+        if len(record["tuned"]) > 1:
+            _print_pair(console, record["base"]["path"], tuned["path"])
         _print_tuned(console, tuned, record)
     if record["pairs"]:
         console.print(_pair_table(record["pairs"]))
@@ -160,8 +168,21 @@ def _parser() -> TypedParser:
     return parser
 
 
+def _print_first_look(console: Console, opened: Opened) -> None:
+    """What takes seconds, before what takes minutes."""
+    parts = zip(opened.tuned_names, opened.tuned, opened.matches, strict=True)
+    for name, tuned, match in parts:
+        flags = (f"BASE {opened.base_name}", f"TUNED {name}")
+        found = first_look(opened.base, tuned, match, flags)
+        _print_pair(console, opened.base_name, name)
+        console.print(_kind_table(found, _FIRST_TABLE))
+
+
+def _print_pair(console: Console, base: str, tuned: str) -> None:
+    console.print(f"{base} → {tuned}", soft_wrap=True, highlight=False)
+
+
 def _print_tuned(console: Console, tuned: dict[str, Any], record: dict[str, Any]) -> None:
-    console.print(f"{record['base']['path']} → {tuned['path']}", soft_wrap=True, highlight=False)
     for columns in _TABLES:
         present = {name: at for name, at in columns.items() if at[0] in tuned["total"]}
         if present:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import combinations
 from typing import Any
@@ -12,46 +12,34 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from rlsgd.analysis.checkpoint_files import FLOATING, Match, match, open_checkpoint
+from rlsgd.analysis.checkpoint_files import Opened, is_weight, not_finite
+from rlsgd.analysis.measures import Measures
 from rlsgd.analysis.tensor_update import (
     InitialMatrix,
-    Measures,
     TensorUpdate,
     defined,
     measure,
     summary,
 )
-from rlsgd.core.checkpoints import LazyTensors
 from rlsgd.core.layer_kinds import kind_of, layer_of
 from rlsgd.core.matrices import split_experts
+from rlsgd.core.stored import StoredTensors, spec_of
 from rlsgd.functional.geometry import MaskOverlap, changed_in_bf16, overlap
 
 
 class Comparison:
-    """The checkpoints, opened and matched; nothing is read yet.
+    """Every measure of checkpoints that are opened and matched.
 
     Args:
-        base: what the others were tuned from: a model folder, a hub or prepared name, a
-            safetensors file.
-        tuned: the others; also Lightning checkpoints.
+        opened: BASE and the others.
         measures: what to measure.
-        allow_missing: compare what both hold, where one holds more.
-
-    Raises:
-        ValueError: a checkpoint cannot be read or does not match; see `match`.
     """
 
-    def __init__(
-        self, base: str, tuned: Sequence[str], measures: Measures, *, allow_missing: bool = False
-    ) -> None:
-        self.base_name, self.tuned_names, self.measures = base, list(tuned), measures
-        self.base_flag = f"BASE {base}"
-        self.base = open_checkpoint(base, "BASE")
-        self.tuned = [open_checkpoint(name, "TUNED") for name in tuned]
-        self.matches: list[Match] = [
-            match(self.base, checkpoint, (base, name), allow_missing=allow_missing)
-            for checkpoint, name in zip(self.tuned, tuned, strict=True)
-        ]
+    def __init__(self, opened: Opened, measures: Measures) -> None:
+        self.measures = measures
+        self.base_name, self.base_flag = opened.base_name, f"BASE {opened.base_name}"
+        self.base, self.tuned_names, self.tuned = opened.base, opened.tuned_names, opened.tuned
+        self.matches = opened.matches
         self.names = sorted({name for found in self.matches for name in found.names})
 
     def run(self, advance: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -117,7 +105,7 @@ class Comparison:
             if name in found.names:
                 flag = f"TUNED {self.tuned_names[index]}"
                 weight = self._read(checkpoint, name, flag)
-                if is_weight(stored, name, self.base_flag) and is_weight(weight, name, flag):
+                if _is_finite(stored, name, self.base_flag) and _is_finite(weight, name, flag):
                     yield index, weight
 
     def _tuned_record(
@@ -140,9 +128,9 @@ class Comparison:
             **grouped(updates),
         }
 
-    def _read(self, checkpoint: LazyTensors, name: str, flag: str) -> Tensor:
+    def _read(self, checkpoint: StoredTensors, name: str, flag: str) -> Tensor:
         try:
-            return checkpoint[name]
+            return checkpoint.stored(name).tensor()
         except (SafetensorError, OSError, RuntimeError) as error:
             raise ValueError(f"{flag}: {name} could not be read: {error}") from error
 
@@ -152,24 +140,16 @@ def dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def is_weight(tensor: Tensor, name: str, flag: str) -> bool:
-    """Whether a tensor holds floating-point numbers; integers and masks are no weights.
+def _is_finite(tensor: Tensor, name: str, flag: str) -> bool:
+    """Whether a tensor is a weight.
 
     Raises:
         ValueError: it is quantised, or not finite.
     """
-    if not tensor.is_floating_point() or not tensor.numel():
+    if not is_weight(spec_of(tensor), name, flag):
         return False
-    if tensor.dtype not in FLOATING:
-        raise ValueError(
-            f"{flag}: {name} is stored as {dtype_name(tensor)}, and codes without their scales are "
-            "no weights; save the model unquantised"
-        )
     if not tensor.isfinite().all():
-        raise ValueError(
-            f"{flag}: {name} holds values that are not finite; a run that diverged has no update "
-            "to measure, so name an earlier checkpoint"
-        )
+        raise not_finite(flag, name)
     return True
 
 

@@ -16,8 +16,8 @@ from rich.table import Table
 from torch import Tensor
 
 from rlsgd.analysis.checkpoint_files import match, open_checkpoint, tied_heads
-from rlsgd.core.checkpoints import LazyTensors
 from rlsgd.core.layer_kinds import layer_of
+from rlsgd.core.stored import StoredTensors
 from rlsgd.functional.predicted_sparsity import (
     expected_unchanged,
     unchanged_after,
@@ -103,7 +103,7 @@ def predict(
     layers: dict[str, list[Shares]] = defaultdict(lambda: [Shares()] * len(displacements))
     on_grid = 0
     for name in names:
-        weight = weights[name].float()
+        weight = weights.stored(name).tensor().float()
         weight = weight.bfloat16().float() if round_base else weight
         on_grid += int((weight == weight.bfloat16().float()).sum())
         for index, displacement in enumerate(displacements):
@@ -155,9 +155,9 @@ class Shares:
         }
 
 
-def distance(weights: LazyTensors, tuned: LazyTensors, name: str) -> Tensor:
+def distance(weights: StoredTensors, tuned: StoredTensors, name: str) -> Tensor:
     """|w - w0| of one tensor of a pilot, in float32."""
-    return (tuned[name].float() - weights[name].float()).abs()
+    return (tuned.stored(name).tensor().float() - weights.stored(name).tensor().float()).abs()
 
 
 def _parser() -> ArgumentParser:

@@ -21,6 +21,7 @@ commands:
   test       the same on the test problems; --model.eval_samples 8 adds avg@8, pass@k, majority@8
   predict    write greedy completions of the test problems to predictions.jsonl
   analyze    what tuning did to a checkpoint's weights: rlsgd analyze BASE TUNED
+  lineage    which of several models a checkpoint was tuned from
   predict-sparsity  the unchanged share to expect of an update of a given length
   data       fetch, check and clean the papers' data sets: rlsgd data list
   delta      what changed between two checkpoints, as a small exact file: rlsgd delta --help
@@ -38,6 +39,7 @@ rlsgd COMMAND --debug shows where an error comes from.
 COMMANDS = {
     "study": "rlsgd.study.command",
     "analyze": "rlsgd.analysis.command",
+    "lineage": "rlsgd.analysis.lineage",
     "predict-sparsity": "rlsgd.analysis.predict_sparsity",
     "data": "rlsgd.preparation.command",
     "delta": "rlsgd.deltas.command",

@@ -129,6 +129,14 @@ class Stored:
         data = self.data if self.data.flags.writeable else self.data.copy()
         return torch.from_numpy(data).view(dtype).reshape(self.spec.shape)
 
+    def rounded(self, dtype: str) -> Stored:
+        """The same numbers in another floating dtype, by its name in safetensors."""
+        if dtype == self.spec.dtype:
+            return self
+        import torch
+
+        return Stored.of(self.tensor().to(getattr(torch, DTYPES[dtype][0])))
+
 
 class StoredTensors:
     """Named tensors in safetensors files, read one at a time.

@@ -119,17 +119,10 @@ def viewed(stored: Stored, spec: Spec) -> Stored | None:
     if stored.spec.dtype == spec.dtype:
         return stored
     return (
-        rounded(stored, spec.dtype)
+        stored.rounded(spec.dtype)
         if {stored.spec.dtype, spec.dtype} <= set(CASTS.values())
         else None
     )
-
-
-def rounded(stored: Stored, dtype: str) -> Stored:
-    """The same numbers in another floating dtype, by its name in safetensors."""
-    import torch
-
-    return Stored.of(stored.tensor().to(getattr(torch, DTYPES[dtype][0])))
 
 
 def first_names(names: Iterable[str]) -> str:

@@ -25,7 +25,6 @@ from rlsgd.deltas.manifest import (
     Entry,
     Manifest,
     content_hash,
-    rounded,
     tensor_digest,
     viewed,
 )
@@ -183,7 +182,7 @@ def _cast(stored: Stored, dtype: str | None) -> Stored:
     """A floating tensor rounded to `dtype`; any other, or without a dtype, as it is."""
     if dtype is None or stored.spec.dtype not in CASTS.values():
         return stored
-    return rounded(stored, CASTS[dtype])
+    return stored.rounded(CASTS[dtype])
 
 
 def small_files(folder: Path) -> dict[str, bytes]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ISCLOSE = "bf16_difference_isclose_1e-5"
 ISCLOSE_ATOL = float(torch.tensor(1e-5, dtype=torch.bfloat16))  # 1.00136e-5
 
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlsgd.functional.tolerances import RELATIVE_TOLERANCE
 from rlsgd.functional.updates import CHUNK, gram
-
-RELATIVE_TOLERANCE = 1e-3  # arXiv:2511.08567; below bfloat16's spacing, which is at least 2^-8
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rlsgd.functional.bf16_difference import ISCLOSE, ISCLOSE_ATOL
+from rlsgd.functional.bf16_difference import ISCLOSE_ATOL
+from rlsgd.functional.tolerances import ISCLOSE, TOLERANCES
 
-TOLERANCES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 CHUNK = 1 << 22  # entries that are held in float64 at a time: 32 MiB
 CACHED = 1 << 17  # entries whose temporaries stay in a CPU's cache; whole ones cost ten times more
 ROWS = 512  # rows that a product in float64 takes at a time
