@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 from rlsgd.rewards.maths.spellings import respelled
 
@@ -43,6 +44,7 @@ _SHORT_FRACTION = re.compile(r"\\frac\s*(\d|\{[^{}]*\})\s*(\d|\{[^{}]*\})")
 _ROOT = re.compile(r"(\\sqrt(?:\[\d+\])?)\s*(\d+(?:\.\d+)?|[A-Za-z]|\([^()]*\))")
 
 
+@lru_cache(maxsize=1024)  # a group has one answer on record, and many of its answers are alike
 def normalised(text: str) -> str:
     """The text without delimiters, sizes and fonts, and with LaTeX for Unicode's mathematics."""
     text = _without_delimiters(_latex_for_unicode(text.strip().lstrip("#").strip()))
