@@ -130,7 +130,7 @@ class NoiseScale(ModelCallback):
             "scale": recent.scale,
             "signal_to_noise": (ratio := recent.signal_to_noise(rows)),
         }
-        if self.averaged and history.momentum:
+        if self.averaged and history.momentum and history.gradient:
             start = 1 - self.decay**self.averaged  # the average's own start at 0
             measured = history.summary()
             metrics["cosine"] = measured["momentum_gradient_cosine"]

@@ -80,6 +80,16 @@ def test_cadence_and_window(tmp_path):
     assert values(tmp_path, "noise/scale") == pytest.approx([2.0], rel=1e-5)
 
 
+def test_a_step_without_a_gradient_has_no_cosine(tmp_path):
+    """As where every group of a rollout has equal rewards."""
+    nothing = [torch.zeros_like(rows) for rows in FIRST]
+    fit(tmp_path, NoiseScale(), [FIRST, nothing, FIRST], epochs=3)
+    assert [epoch for epoch, _, _ in logged(tmp_path, "noise/cosine")] == [2]
+    # m = 0.9 * 0.1 G, corrected by 1 - 0.9^2
+    assert values(tmp_path, "noise/history_ratio") == pytest.approx([0.09 / 0.19], rel=1e-6)
+    assert values(tmp_path, "noise/squared_mean")[1] == 0.0
+
+
 @pytest.mark.parametrize(
     ("settings", "flag"),
     [
