@@ -91,7 +91,7 @@ CASES = [
     (fit(f"--data.reward={ODD}.positions"), "--data.reward: positions has no argument completion"),
     (fit("--trainer.callbacks+=UpdateSparsty"), "--trainer.callbacks .* mean UpdateSparsity?"),
     (fit("--trainer.logger=TensorboardLogger"), "--trainer.logger .* did you mean TensorBoardLog"),
-    (fit("--trainer.logger=WandbLogger"), "--trainer.logger .*WandbLogger: .*wandb.*pip install"),
+    (fit("--trainer.logger=CometLogger"), "--trainer.logger .*CometLogger: .*comet.*pip install"),
     # values of the optimizer and its scheduler
     (fit("--model.optimizer.lr=-1"), "--model.optimizer SGD: Invalid learning rate: -1.0"),
     (fit("--model.optimizer.lr=fast"), "--model.optimizer.lr fast: must be float"),

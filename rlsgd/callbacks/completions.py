@@ -1,21 +1,18 @@
-"""Sample completions where people look: TensorBoard's text tab and a JSONL file."""
+"""Sample completions where people look: tables in the loggers, and a JSONL file."""
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from rlsgd.callbacks.base import EveryNEpochs, append_jsonl, run_folder
+from rlsgd.callbacks.loggers import Rows, log_table
 from rlsgd.core.distributed import gathered
 from rlsgd.core.problems import NothingScored
 from rlsgd.core.types import Rollouts, SupervisedBatch
 
-MARKUP = {ord(character): f"&#{ord(character)};" for character in "\\`*_{}[]()#+-.!|~\"'"}
-# TensorBoard drops some control characters in silence, and small models love them.
-CONTROL = dict.fromkeys((c for c in range(32) if chr(c) not in "\t\n"), "\N{REPLACEMENT CHARACTER}")
+COLUMNS = ("prompt", "completion", "answer", "reward")
 
 
 class CompletionLog(EveryNEpochs):
@@ -26,7 +23,7 @@ class CompletionLog(EveryNEpochs):
     Args:
         every_n_epochs: cadence.
         count: completions shown.
-        max_characters: length of each text in TensorBoard; the JSONL file has them whole.
+        max_characters: length of each text in the loggers' tables; the JSONL file has them whole.
     """
 
     def __init__(self, every_n_epochs: int = 1, count: int = 8, max_characters: int = 2000) -> None:
@@ -55,14 +52,11 @@ class CompletionLog(EveryNEpochs):
             self.write(trainer, first_failures(trainer))
 
     def write(self, trainer: Trainer, shown: list[dict[str, Any]]) -> None:
-        """Append records to the file, and show them in TensorBoard."""
+        """Append records to the file, and send them to the loggers."""
         place = {"epoch": trainer.current_epoch, "global_step": trainer.global_step}
         records = [{**place, **record} for record in shown]
         append_jsonl(trainer, "completions.jsonl", *records)
-        table = self.table(records)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                logger.experiment.add_text("completions", table, trainer.global_step)
+        log_table(trainer, "completions", *self.table(records))
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = run_folder(trainer)
@@ -80,23 +74,17 @@ class CompletionLog(EveryNEpochs):
     ) -> None:
         append_jsonl(trainer, "predictions.jsonl", *gathered(completion_records(outputs)))
 
-    def table(self, records: list[dict[str, Any]]) -> str:
-        """A markdown table; text of the model is escaped, since TensorBoard renders markup."""
+    def table(self, records: list[dict[str, Any]]) -> tuple[list[str], Rows]:
+        """Columns and rows, with long texts cut; reasons of failures only where there are any."""
         failed = any(record.get("failure") for record in records)
-        head = "| prompt | completion | answer | reward |" + (" failure |" if failed else "")
-        rows = [head, "|---|---|---|---|" + ("---|" if failed else "")]
-        for record in records:
-            texts = (self.escape(record[key]) for key in ("prompt", "completion", "answer"))
-            reward = "" if record["reward"] is None else f"{record['reward']:.3f}"
-            row = f"| {' | '.join(texts)} | {reward} |"
-            rows.append(f"{row} {self.escape(record.get('failure') or '')} |" if failed else row)
-        return "\n".join(rows)
+        columns = [*COLUMNS, "failure"] if failed else [*COLUMNS]
+        return columns, [[self.cut(record.get(name)) for name in columns] for record in records]
 
-    def escape(self, text: str) -> str:
-        """Plain text inside a markdown table cell."""
-        cut = text[: self.max_characters] + ("..." if len(text) > self.max_characters else "")
-        plain = cut.replace("\r\n", "\n").translate(CONTROL)
-        return html.escape(plain, quote=False).translate(MARKUP).replace("\n", "<br>")
+    def cut(self, cell: Any) -> Any:
+        """A text of at most `max_characters`; anything else as it is."""
+        if not isinstance(cell, str) or len(cell) <= self.max_characters:
+            return cell
+        return cell[: self.max_characters] + "..."
 
 
 def completion_records(batch: Rollouts | SupervisedBatch) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from rlsgd.callbacks.base import UpdateCallback, append_jsonl, log_metrics
-from rlsgd.callbacks.heatmap import log_heatmap
+from rlsgd.callbacks.loggers import log_heatmap
 from rlsgd.core.layer_kinds import kind_of
 from rlsgd.core.matrices import holds_experts
 from rlsgd.core.types import DivergedError

@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from rlsgd.callbacks.base import UpdateCallback, append_jsonl, log_metrics
-from rlsgd.callbacks.heatmap import log_heatmap
+from rlsgd.callbacks.loggers import log_heatmap
 from rlsgd.callbacks.scratch import Scratch
 from rlsgd.core.checkpoints import LazyTensors
 from rlsgd.core.distributed import full_parameters

@@ -6,6 +6,7 @@ Every run has one of its own, whatever its loggers: `runs/fit/TIME`, or the one 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,27 @@ def fill(trainer: Any, folder: Path) -> None:
         if settings is None or _name(logger) in OWN_PLACE:
             continue
         if "save_dir" in settings and settings.save_dir in WHEREVER:
-            is_mlflow = _name(logger) == "MLFlowLogger"
-            settings.save_dir = str(folder / "mlruns" if is_mlflow else folder)
+            PLACED.get(_name(logger), _in_folder)(settings, folder)
+
+
+def _in_folder(settings: Any, folder: Path) -> None:
+    settings.save_dir = str(folder)
+
+
+def _mlflow(settings: Any, folder: Path) -> None:
+    """A database, since MLflow keeps no more runs in plain files, and the artifacts beside it."""
+    if not (settings.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")):
+        place = folder.absolute()
+        settings.tracking_uri = f"sqlite:///{place / 'mlflow.db'}"
+        settings.artifact_location = settings.artifact_location or str(place / "mlartifacts")
+
+
+def _trackio(settings: Any, folder: Path) -> None:
+    if not os.environ.get("TRACKIO_DIR"):
+        settings.save_dir = str(folder / "trackio")
+
+
+PLACED = {"MLFlowLogger": _mlflow, "TrackioLogger": _trackio}  # what wants more than `save_dir`
 
 
 def claim(folder: Path | None, root: Path, *, exclusive: bool, goes_on: bool) -> RunFolder | None:

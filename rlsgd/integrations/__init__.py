@@ -1,1 +1,1 @@
-"""What of rlsgd works in the trainers of others."""
+"""rlsgd with the tools of others: its instruments in their trainers, its runs in their loggers."""

@@ -7,6 +7,7 @@ from tensorboard.plugin_util import markdown_to_safe_html
 
 from rlsgd.callbacks import CompletionLog
 from rlsgd.callbacks.completions import completion_records
+from rlsgd.callbacks.loggers import markdown_cell, markdown_table
 from tests.callbacks.callback_stub import (
     PolicyStub,
     events,
@@ -67,7 +68,7 @@ def test_tensorboard_shows_the_text_and_nothing_but_the_text(text: str):
     callback = CompletionLog()
     record = {"prompt": text, "completion": text, "answer": "4", "reward": 0.5}
     plain = {"prompt": "p", "completion": "c", "answer": "4", "reward": None}
-    table = Table(markdown_to_safe_html(callback.table([record, plain])))
+    table = Table(markdown_to_safe_html(markdown_table(*callback.table([record, plain]))))
     assert table.tags <= {"table", "thead", "tbody", "tr", "th", "td", "br"}
     assert table.rows[0] == ["prompt", "completion", "answer", "reward"]
     assert [squeezed(cell) for cell in table.rows[1]] == [squeezed(text)] * 2 + ["4", "0.500"]
@@ -76,14 +77,14 @@ def test_tensorboard_shows_the_text_and_nothing_but_the_text(text: str):
 
 def test_control_characters_are_made_visible():
     text = "a\x00b\x02c\rd\r\ne\x1b[31m"
-    cell = CompletionLog().escape(text)
+    cell = markdown_cell(text)
     assert Table(f"<table><tr><td>{cell}").rows == [["a\ufffdb\ufffdc\ufffdd\ne\ufffd[31m"]]
 
 
 def test_long_texts_are_cut_before_they_are_escaped():
     callback = CompletionLog(max_characters=3)
-    assert callback.escape("|||") == "&#124;" * 3
-    assert callback.escape("||||") == "&#124;" * 3 + "&#46;" * 3
+    assert markdown_cell(callback.cut("|||")) == "&#124;" * 3
+    assert markdown_cell(callback.cut("||||")) == "&#124;" * 3 + "&#46;" * 3
 
 
 def test_the_first_completions_of_a_rollout_are_logged_whole(tiny_llama: Path, tmp_path: Path):

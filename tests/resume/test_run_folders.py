@@ -106,15 +106,33 @@ def test_a_folder_is_the_users_choice_and_one_runs_own(server, tmp_path):
     assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize(("name", "given"), [("WandbLogger", "."), ("MLFlowLogger", "./mlruns")])
-def test_loggers_of_a_server_write_into_the_runs_folder(name, given, tmp_path):
-    spec = {"class_path": f"lightning.pytorch.loggers.{name}", "init_args": {"save_dir": given}}
-    trainer = _namespace({"default_root_dir": None, "logger": [spec]})
+OPEN = {"save_dir": "./mlruns", "tracking_uri": None, "artifact_location": None}
+DATABASE = {"tracking_uri": "sqlite:///{}/mlflow.db", "artifact_location": "{}/mlartifacts"}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "filled"),
+    [
+        ("lightning.pytorch.loggers.WandbLogger", {"save_dir": "."}, {"save_dir": "{}"}),
+        ("lightning.pytorch.loggers.MLFlowLogger", OPEN, OPEN | DATABASE),
+        ("MLFlowLogger", OPEN | {"tracking_uri": "http://x"}, OPEN | {"tracking_uri": "http://x"}),
+        (
+            "rlsgd.integrations.trackio.TrackioLogger",
+            {"save_dir": None},
+            {"save_dir": "{}/trackio"},
+        ),
+        ("TrackioLogger", {"save_dir": "/elsewhere"}, {"save_dir": "/elsewhere"}),
+    ],
+)
+def test_loggers_of_a_server_write_into_the_runs_folder(name, given, filled, tmp_path):
+    trainer = _namespace(
+        {"default_root_dir": None, "logger": [{"class_path": name, "init_args": given}]}
+    )
     assert folders.named_folder(trainer) is None
     folders.fill(trainer, tmp_path / "one")
     assert trainer.default_root_dir == str(tmp_path / "one")
-    saved = Path(trainer.logger[0].init_args.save_dir)
-    assert saved in (tmp_path / "one", tmp_path / "one/mlruns")
+    found = vars(trainer.logger[0].init_args)
+    assert found == {k: v and v.format(tmp_path / "one") for k, v in filled.items()}
 
 
 def test_evaluations_leave_a_runs_config_alone(server, tmp_path):
