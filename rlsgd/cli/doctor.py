@@ -14,7 +14,7 @@ DESCRIPTION = """\
 Print versions, processor, devices, linear algebra, walls around programs, free disk and extras. The
 walls are tried by running a program behind them. Exit status: 0, whatever is missing.
 """
-EXTRAS = {"vllm": "vllm", "gguf": "gguf"}  # extra -> module that it brings
+EXTRAS = {name: name for name in ("vllm", "gguf", "wandb", "mlflow", "trackio")}  # its module
 
 
 def main(argv: Sequence[str]) -> int:
