@@ -50,7 +50,8 @@ def _torch() -> Iterator[str]:
     blas = " and ".join(name for name, there in kinds.items() if there) or "neither MKL nor oneDNN"
     given = os.environ.get("OMP_NUM_THREADS")
     threads = f"{torch.get_num_threads()} threads (OMP_NUM_THREADS {given or 'not set'})"
-    yield f"linear algebra: {blas}, {threads}, {torch.backends.cpu.get_cpu_capability()}"
+    kernels = torch.backends.cpu.get_cpu_capability()
+    yield f"linear algebra: {blas} in torch {torch.__version__}, {threads}, {kernels}"
     if not torch.cuda.is_available():
         yield "devices: CPU alone"
     for number in range(torch.cuda.device_count()):
