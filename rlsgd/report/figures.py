@@ -7,6 +7,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 from rlsgd.report.sources import ReportedRun
+from rlsgd.study.axes import possible_values, whole_epochs
 from rlsgd.study.plots import CURVES, learning_rate_figure, memory_figure, palette
 from rlsgd.study.results import Series, epoch_series
 from rlsgd.study.scores import Score
@@ -46,7 +47,8 @@ def draw(
             }
             for run in runs
         }
-        figures[name] = (title, _curves(representatives, series, label))
+        limits = {score.name: score.limits, "unchanged_bf16": (0.0, 100.0)}.get(name)
+        figures[name] = (title, _curves(representatives, series, label, limits))
     title = f"Final {score.title} and weights unchanged (bf16 view): one dot for each run"
     figures["tradeoff"] = (title, _tradeoff(representatives, score))
     title = f"Final {score.title} by learning rate (bars: 95% interval; x: a run did not finish)"
@@ -67,7 +69,10 @@ def band(by_seed: Sequence[Series]) -> dict[int, Estimate]:
 
 
 def _curves(
-    arms: Sequence[ArmSummary], series: dict[tuple[str, int], Series], label: str
+    arms: Sequence[ArmSummary],
+    series: dict[tuple[str, int], Series],
+    label: str,
+    limits: tuple[float | None, float | None] | None,
 ) -> Figure | None:
     figure, axis = _figure()
     drawn = False
@@ -85,8 +90,10 @@ def _curves(
         spread = [points[epoch].half_width or 0.0 for epoch in epochs]
         low, high = ([m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1))
         axis.fill_between(epochs, low, high, color=colour, alpha=0.12, lw=0)
-    axis.set_xlabel("epoch")
+    whole_epochs(axis)
     axis.set_ylabel(label)
+    if limits:
+        possible_values(axis, limits)
     return figure if drawn else None
 
 

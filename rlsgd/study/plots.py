@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from rlsgd.study.axes import log_scale, measure_label, possible_values, whole_epochs
 from rlsgd.study.results import REWARD, Rows, Series, epoch_series
 from rlsgd.study.scores import Score
 from rlsgd.study.summary import ArmSummary, summarise, sweeps
@@ -19,6 +21,7 @@ DPI = 150
 # Okabe and Ito's palette: told apart with every common form of colour blindness.
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINE_STYLES = ("-", "--", ":", "-.")
+_COLUMNS = 2  # of panels, so that a page's width holds them
 CURVES: dict[str, tuple[str, str, str, float]] = {
     "reward": ("Mean reward of each epoch's rollout", REWARD, "reward", 1),
     "unchanged_bf16": (
@@ -73,7 +76,8 @@ def draw_plots(
             for run, rows in zip(runs, metrics, strict=True)
         }
         if any(series.values()):
-            _curves(arms, series, title, label).savefig(folder / "plots" / f"{name}.png", dpi=DPI)
+            figure = curves_figure(arms, series, title, label)
+            figure.savefig(folder / "plots" / f"{name}.png", dpi=DPI)
             drawn.append((title, f"plots/{name}.png"))
     others = [
         (
@@ -85,7 +89,7 @@ def draw_plots(
     ]
     if match:
         figure = _against(runs, metrics, arms, match, (outcome, CURVES["unchanged_bf16"]))
-        others.append((f"The same against {match}", "matched", figure))
+        others.append((f"The same against the {measure_label(match)}", "matched", figure))
     for title, name, figure in others:
         if figure is not None:
             figure.suptitle(title)
@@ -94,7 +98,7 @@ def draw_plots(
     return drawn
 
 
-def _curves(
+def curves_figure(
     arms: Sequence[ArmSummary],
     series: dict[tuple[str, int], Series],
     title: str,
@@ -122,7 +126,7 @@ def _curves(
                 *_points(mean), color=colour, linestyle=style, lw=2.2, marker=marker, label=text
             )
         axis.set_title(name, fontsize="medium")
-        axis.set_xlabel("epoch")
+        whole_epochs(axis)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(
                 title="learning rate" if members[0]["sweep"] else None,
@@ -131,15 +135,21 @@ def _curves(
                 fontsize="small",
                 frameon=False,
             )
-    axes[0].set_ylabel(label)
+    for axis in axes[::_COLUMNS]:
+        axis.set_ylabel(label)
     return figure
 
 
 def _figure(panels: int, *, sharey: bool = True) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.5 + 6.0 * panels, 4.4), layout="constrained")
-    axes = list(figure.subplots(1, panels, squeeze=False, sharey=sharey)[0])
+    columns, rows = min(panels, _COLUMNS), math.ceil(panels / _COLUMNS)
+    size = (1.5 + (6.0 if panels == 1 else 5.0) * columns, 4.4 if rows == 1 else 3.4 * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
+    for empty in axes[panels:]:
+        empty.set_axis_off()
+    axes = axes[:panels]
     for axis in axes:
         axis.grid(alpha=0.25)
         axis.set_axisbelow(True)
@@ -204,8 +214,8 @@ def _against(
                 label=None if run["name"] in named else run["name"],
             )
             named.add(run["name"])
-        axis.set_xscale("log")
-        axis.set_xlabel(match)
+        log_scale(axis)
+        axis.set_xlabel(measure_label(match))
         axis.set_ylabel(label)
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small", frameon=False)
     return figure
@@ -237,7 +247,8 @@ def learning_rate_figure(arms: Sequence[ArmSummary], score: Score) -> Figure | N
             capsize=3,
             label=name,
         )
-    axis.set_xscale("log")
+    log_scale(axis)
+    possible_values(axis, score.limits)
     axis.set_xlabel("learning rate (bars: 95% interval over seeds; x: a seed diverged or failed)")
     axis.set_ylabel(f"final {score.label}")
     axis.legend(frameon=False)

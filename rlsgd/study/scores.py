@@ -17,6 +17,7 @@ class Score:
         scale: Shown value over logged value.
         digits: Shown after the decimal point.
         sign: 1 where higher is better, -1 where lower is.
+        limits: Lowest and highest possible value as shown; None where there is none.
     """
 
     column: str
@@ -26,6 +27,7 @@ class Score:
     scale: float
     digits: int
     sign: int
+    limits: tuple[float | None, float | None]
 
     @property
     def name(self) -> str:
@@ -47,6 +49,7 @@ SCORES = {
         scale=100,
         digits=1,
         sign=1,
+        limits=(0.0, 100.0),
     ),
     "loss": Score(
         column="val/loss",
@@ -56,5 +59,6 @@ SCORES = {
         scale=1,
         digits=3,
         sign=-1,
+        limits=(0.0, None),
     ),
 }
