@@ -3,6 +3,7 @@
 import json
 import math
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -266,3 +267,15 @@ def test_tables_go_between_their_marks():
         bench_tables.fill("<!-- nothing --> <!-- end -->", {"sweeps": [], "cases": []})
     with pytest.raises(ValueError, match="needs an"):
         bench_tables.fill("<!-- ratios -->", {"cases": []})
+
+
+def test_the_page_says_what_the_benchmark_of_deltas_found():
+    page = Path("docs/performance.md").read_text()
+    found = json.loads(Path("docs/performance/delta.json").read_text())
+    for name in ("rlsgd", "weightscope", "weightscope_default"):
+        row = found["medians"][name]
+        assert f"| {row['mb']:.2f} MB | {row['processor']:.2f} s |" in page
+        assert len(found["runs"][name]) == found["repeats"]
+    ratio = found["ratios"]["weightscope"]
+    assert f"{ratio['size']:.2f} of its size and {ratio['processor']:.2f} of its time" in page
+    assert ratio["size"] == found["medians"]["rlsgd"]["mb"] / found["medians"]["weightscope"]["mb"]
