@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from rlsgd.cli.main import COMMANDS, TRAINING
+
 DOCUMENTS = [Path("README.md"), Path("CONTRIBUTING.md"), *sorted(Path("docs").glob("*.md"))]
 MAKE_TARGETS = set(re.findall(r"^([a-z0-9-]+):", Path("Makefile").read_text(), re.MULTILINE))
-COMMANDS = {"fit", "validate", "test", "predict", "study", "report", "recipes", "doctor"}
-COMMANDS |= {"analyze", "data", "delta", "memory", "predict-sparsity", "rates"}
 
 
 def shown_commands(document: Path) -> list[str]:
@@ -28,7 +28,7 @@ def test_shown_commands_exist(document):
         if program == "make":
             assert set(w for w in words[1:] if "=" not in w) <= MAKE_TARGETS, command
         elif program == "rlsgd":
-            assert words[1] in COMMANDS, command
+            assert words[1] in {*COMMANDS, *TRAINING}, command
         elif program.startswith("python") and not words[1].startswith("-"):
             assert Path(words[1]).exists(), command
         else:

@@ -12,20 +12,22 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rlsgd.callbacks.base import run_folder
+from rlsgd.callbacks.model_card import model_card
 from rlsgd.core.checkpoints import LazyTensors
 from rlsgd.core.distributed import full_parameters
 from rlsgd.core.made_with import remembers_arguments
 from rlsgd.core.stored import find_file
 
-GENERATION = "generation_config.json"
+GENERATION, CARD = "generation_config.json", "README.md"
 
 
 @remembers_arguments
 class HFExport(Callback):
-    """Writes weights (safetensors), config, generation config and tokenizer when training ends.
+    """Writes weights, config, generation config, tokenizer and model card when training ends.
 
     `generation_config.json` is the checkpoint's own file, byte for byte: training samples without
-    its top-k or penalties, but whoever uses the model may want them.
+    its top-k or penalties, but whoever uses the model may want them. `README.md` is a
+    model card: base, recipe, optimizer, last figures and versions.
 
     Args:
         folder: target folder; none means `hf/` in the run's folder.
@@ -55,7 +57,8 @@ class HFExport(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
-        folder = Path(self.folder) if self.folder else run_folder(trainer) / "hf"
+        run = run_folder(trainer)
+        folder = Path(self.folder) if self.folder else run / "hf"
         state = {}
         for name, value in full_parameters(module.policy):
             if trainer.is_global_zero:
@@ -74,6 +77,7 @@ class HFExport(Callback):
             shipped = find_file(module.starting_folder, GENERATION)
             if shipped is not None:
                 (folder / GENERATION).write_bytes(shipped.read_bytes())
+            (folder / CARD).write_text(model_card(trainer, module, run), encoding="utf-8")
 
     def dtypes(self, checkpoint: str) -> tuple[dict[str, torch.dtype], torch.dtype | None]:
         """What each tensor is written as, and all others; None leaves them as they are."""

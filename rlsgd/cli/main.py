@@ -29,6 +29,7 @@ commands:
   rates      learning rates of other optimizers, from a short pilot of a config
   study      run the arms of a study and report: rlsgd study quickstart
   recipes    what ships, and a copy to edit: rlsgd recipes copy grpo_embedded
+  push       an exported model to the Hugging Face hub: rlsgd push runs/x/hf owner/name
   doctor     versions, devices, walls, free disk and extras of this machine
   report     finished studies and runs on one HTML page: rlsgd report runs/quickstart
 
@@ -45,6 +46,7 @@ COMMANDS = {
     "delta": "rlsgd.deltas.command",
     "memory": "rlsgd.planner.command",
     "recipes": "rlsgd.cli.recipes",
+    "push": "rlsgd.cli.push",
     "doctor": "rlsgd.cli.doctor",
     "rates": "rlsgd.cli.rates",
     "report": "rlsgd.report.command",

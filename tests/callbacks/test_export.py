@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from rlsgd.callbacks import HFExport
@@ -97,3 +98,17 @@ def test_dtype_and_generation_config_are_the_checkpoints_own(
         assert written[name].dtype == written.dtype(name) == expected
         assert torch.equal(written[name], trained[name].to(expected))
     assert next(AutoModelForCausalLM.from_pretrained(hf).parameters()).dtype == expected
+
+
+def test_the_card_says_how_the_model_came_to_be(tiny_llama: Path, tmp_path: Path):
+    (tmp_path / "config.yaml").write_text(f"model:\n  policy: {Path.home()}/base\n")
+    train(tiny_llama, tmp_path, HFExport())
+    card = (tmp_path / "hf" / "README.md").read_text()
+    front, body = card.removeprefix("---\n").split("---\n\n", 1)
+    assert yaml.safe_load(front) == {"library_name": "transformers", "tags": ["rlsgd"]}
+    assert f"`{tiny_llama.name}` after 2 epochs (4 optimizer steps) of PolicyStub" in body
+    for row in ("| optimizer | AdamW |", "| lr | 0.01 |", "| betas | (0.9, 0.999) |"):
+        assert row in body
+    assert f"| torch | {torch.__version__} |" in body
+    assert "```yaml\nmodel:\n  policy: ~/base\n```" in body
+    assert str(Path.home()) not in card
