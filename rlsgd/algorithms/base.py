@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +15,7 @@ from rlsgd.core.checkpoints import LazyTensors
 from rlsgd.core.distributed import derived_seed, gathered, global_sum, local_shard
 from rlsgd.core.made_with import remembers_arguments
 from rlsgd.core.types import DivergedError, TokenBatch
-from rlsgd.functional.updates import all_finite
+from rlsgd.functional.updates import not_finite
 from rlsgd.models.loading import check_vocabulary, load_tokenizer, resolve_model, stop_token_ids
 from rlsgd.models.onednn import use_onednn
 from rlsgd.models.recomputing import recompute_activations
@@ -78,6 +79,8 @@ class PolicyModule(LightningModule):
         self.onednn = onednn
         self.seed = seed
         self.is_logging = True
+        # by this batch, still on the device; none between batches
+        self.logged: list[tuple[str, Tensor, Any, Any]] | None = None
         self.strict_loading = False  # checkpoints carry no frozen model
         self.tokenizer = load_tokenizer(policy)
         self.policy: PreTrainedModel
@@ -171,9 +174,32 @@ class PolicyModule(LightningModule):
             self.is_logging = True
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
-    def log(self, *args: Any, **kwargs: Any) -> None:
-        if self.is_logging:
-            super().log(*args, **kwargs)
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """Lightning's, which would wait for the device at every value.
+
+        One process keeps numbers on the CPU and brings what a batch has logged there in one copy.
+        """
+        if not self.is_logging:
+            return
+        alone = self.trainer.world_size == 1
+        if isinstance(value, int | float):
+            value = torch.tensor(value, dtype=torch.get_default_dtype())
+            value = value if alone else value.to(self.device, non_blocking=True)
+        is_here = not isinstance(value, Tensor) or value.device.type == "cpu"
+        if is_here or not alone or self.logged is None:
+            super().log(name, value, *args, **kwargs)
+        else:
+            self.logged.append((name, value.detach().float(), args, kwargs))
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.logged = []
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        logged, self.logged = self.logged, None
+        if logged:
+            values = torch.stack([value for _, value, *_ in logged]).cpu()
+            for (name, _, args, kwargs), value in zip(logged, values, strict=True):
+                super().log(name, value, *args, **kwargs)
 
     def configure_gradient_clipping(
         self,
@@ -195,9 +221,9 @@ class PolicyModule(LightningModule):
     ) -> None:
         """Clip the gradients of one optimizer, with `prefix` before its metrics' names."""
         norm, clipped = measured_gradients(optimizer, clip_val, algorithm)
-        if not torch.isfinite(norm):
+        if not isfinite(norm):
             raise DivergedError(
-                f"the {prefix}gradient norm is {float(norm)} at optimizer step {self.global_step}: "
+                f"the {prefix}gradient norm is {norm} at optimizer step {self.global_step}: "
                 "weights are left as they were before this step",
                 optimizer=flag,
             )
@@ -230,11 +256,8 @@ class PolicyModule(LightningModule):
 
     def require_finite_weights(self) -> None:
         """Raise `DivergedError` on every rank if any weight is infinite or not a number."""
-        broken = [
-            name
-            for name, parameter in self.policy.named_parameters()
-            if not all_finite(local_shard(parameter))
-        ]
+        weights = {n: local_shard(p) for n, p in self.policy.named_parameters()}
+        broken = not_finite(weights)
         if broken := gathered(broken):
             raise DivergedError.of_weight(broken[0], self.global_step)
 

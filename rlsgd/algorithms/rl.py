@@ -192,7 +192,8 @@ class RLModule(PolicyModule):
                 rollouts.ref_logprobs, _ = self.scored(self.reference, rollouts)
             entropy = None
             if self.needs_old_logprobs(rollouts):  # otherwise see `policy_logprobs`
-                wanted = self.token_weights.need_entropy or rollouts.sampled_entropy is None
+                idle = self.policy_loss_alone and rollouts.sampled_entropy is None
+                wanted = self.token_weights.need_entropy or idle
                 rollouts.old_logprobs, entropy = self.scored(self.policy, rollouts, wanted)
             advantages = self.advantages(rollouts, group_size)
             experience = Experience.extending(rollouts, advantages=advantages)
@@ -211,6 +212,7 @@ class RLModule(PolicyModule):
             completions_per_prompt=group_size,
             temperature=self.temperature,
             seed=derived_seed(self.seed, "rollout", self.current_epoch, self.global_rank, *again),
+            with_entropy=self.policy_loss_alone,  # of rows that no update computes
         )
         self.task_data.record(prompts, scores, epoch=self.current_epoch)
         return rollouts, scores

@@ -12,9 +12,10 @@ from rlsgd.functional.advantages import zero_variance_groups
 def rollout_metrics(rollouts: Rollouts, scores: Scores, group_size: int) -> dict[str, float]:
     """Rewards and lengths of one rollout, under the names that TRL's GRPO uses where it has one."""
     rewards = torch.tensor(scores.rewards)
-    lengths = rollouts.completion_mask.sum(1).float()
+    counts = torch.stack([rollouts.completion_mask.sum(1), rollouts.truncated.long()]).cpu()
+    lengths, truncated = counts[0].float(), counts[1].bool()
     groups = rewards.view(-1, group_size)
-    finished = lengths[~rollouts.truncated]
+    finished = lengths[~truncated]
     metrics = {
         "reward": rewards.mean(),
         "reward_std": groups.std(1).mean() if group_size > 1 else torch.tensor(0.0),
@@ -25,7 +26,7 @@ def rollout_metrics(rollouts: Rollouts, scores: Scores, group_size: int) -> dict
         "completions/min_length": lengths.min(),
         "completions/max_length": lengths.max(),
         "completions/mean_terminated_length": finished.mean() if len(finished) else lengths.mean(),
-        "completions/clipped_ratio": rollouts.truncated.float().mean(),
+        "completions/clipped_ratio": truncated.float().mean(),
         "num_tokens": lengths.sum(),
     }
     for name, part in scores.parts.items():

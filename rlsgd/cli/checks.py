@@ -6,6 +6,7 @@ import math
 import shutil
 from typing import Any
 
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 from safetensors import SafetensorError
 
@@ -18,6 +19,8 @@ from rlsgd.data import (
     TextDataModule,
     TokenizedDataModule,
 )
+from rlsgd.planner.architecture import load_architecture
+from rlsgd.planner.verdict import require_fit, setup_of
 
 # what each kind of training is done on; a class of one's own counts as the one it derives from
 TRAINED_ON = {RLModule: PromptDataModule, SFT: SolutionDataModule, NextToken: TextDataModule}
@@ -67,3 +70,26 @@ def check_disk_space(trainer: Any, model: PolicyModule) -> None:
             f"may need {needed / 2**20:,.0f}; free space, choose another disk, or set "
             "--trainer.enable_checkpointing false"
         )
+
+
+def device_bytes(trainer: Any) -> int | None:
+    """Memory of the GPU that this process trains on; none on a CPU."""
+    device = trainer.strategy.root_device
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def check_memory(trainer: Any, model: PolicyModule, settings: dict[str, Any]) -> None:
+    """Refuse a run that cannot fit its GPU, where the planner knows its model and its sampling.
+
+    Raises:
+        ValueError: names the flag, the bytes, and what would fit.
+    """
+    gpu_bytes = device_bytes(trainer)
+    setup = None if gpu_bytes is None else setup_of(settings, trainer.world_size)
+    if gpu_bytes is None or setup is None:
+        return
+    try:
+        architecture = load_architecture(model.policy_path)
+    except ValueError:  # without heads of attention: nothing is known of its memory
+        return
+    require_fit(settings, architecture, setup, gpu_bytes)

@@ -22,7 +22,7 @@ from rlsgd.algorithms import PolicyModule, RLModule, VerifiableModule
 from rlsgd.callbacks import CompletionLog, EvaluationReport
 from rlsgd.callbacks.base import run_folder
 from rlsgd.cli import headline
-from rlsgd.cli.checks import check_data, check_disk_space
+from rlsgd.cli.checks import check_data, check_disk_space, check_memory
 from rlsgd.cli.defaults import keep_class_paths, parse_written
 from rlsgd.cli.errors import FOREIGN, FitParser, check_configs, explain_class, explain_trainer
 from rlsgd.cli.folders import (
@@ -159,6 +159,7 @@ class TrainingCLI(LightningCLI):
         for line in check_optimizers(trainer, self.model):
             say(trainer, line)
         check_disk_space(trainer, self.model)
+        check_memory(trainer, self.model, self.plain_settings())
         resumed = self.resume()
         if not trainer.fast_dev_run:
             folder = run_folder(trainer)  # on every rank
@@ -170,14 +171,17 @@ class TrainingCLI(LightningCLI):
             if trainer.received_sigterm:  # which a validation does not heed
                 raise Interrupted(signal.SIGTERM, 128 + signal.SIGTERM)
 
+    def plain_settings(self) -> dict[str, Any]:
+        """All settings of the fit, as config.yaml has them."""
+        return yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_none=False))
+
     def resume(self) -> bool:
         """Check the checkpoint, and take the logs back to it; False without one."""
         path = self.config["fit"].get("ckpt_path")
         if path is not None and is_local(path):
             checkpoint = read_checkpoint(Path(path))
             require_whole_iteration(path, checkpoint)
-            plain = self._parser("fit").dump(self.config["fit"], skip_none=False)
-            check_resumed(self.trainer, Path(path), checkpoint, yaml.safe_load(plain))
+            check_resumed(self.trainer, Path(path), checkpoint, self.plain_settings())
             rewind(self.trainer, Path(path), checkpoint)
         elif self.starts_over:
             start_over(self.trainer)

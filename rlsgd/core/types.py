@@ -51,7 +51,7 @@ class TokenBatch:
     def to(self, device: torch.device | str) -> Self:
         """Move every tensor; Lightning calls this on each batch."""
         moved = {
-            f.name: value.to(device)
+            f.name: value.to(device, non_blocking=torch.device(device).type != "cpu")
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
@@ -61,19 +61,24 @@ class TokenBatch:
         """The given rows [N] as a new batch; denominators and `metrics` are carried over."""
         assert rows.dtype == torch.long, "rows are indices, not a mask: the lists need them too"
         picked: dict[str, Any] = {}
+        there = {device: rows.to(device, non_blocking=True) for device in self._devices()}
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, Tensor) and value.ndim > 0:
-                picked[f.name] = value[rows.to(value.device)]
+                picked[f.name] = value[there[value.device]]
             elif isinstance(value, list) and value:
                 picked[f.name] = [value[i] for i in rows.tolist()]
         return replace(self, **picked)
+
+    def _devices(self) -> set[torch.device]:
+        values = (getattr(self, f.name) for f in fields(self))
+        return {value.device for value in values if isinstance(value, Tensor)}
 
     def trim(self) -> Self:
         """The same rows without the columns that are padding in all of them."""
         if not len(self):
             return self
-        used = self.attention_mask.any(0).nonzero().squeeze(1)
+        used = self.attention_mask.any(0).cpu().nonzero().squeeze(1)
         columns = slice(int(used[0]), int(used[-1]) + 1)
         trimmed = {
             f.name: value[:, columns]

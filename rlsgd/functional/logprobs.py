@@ -81,14 +81,13 @@ def draw_with_entropy(
     """`draw_tokens`, and `token_entropy` [b] from the same softmax: one more pass, not four."""
     logits = tempered(logits, temperature)
     probabilities = logits.softmax(-1)
-    entropy = torch.bmm(probabilities[:, None], logits[:, :, None]).flatten()
-    if entropy.isfinite().all():
-        # minus the log-normalizer, by the likeliest token, whose probability is not 0
-        probability, likeliest = probabilities.max(-1)
-        logit = logits.gather(1, likeliest[:, None])[:, 0]
-        entropy = logit - probability.log() - entropy
-    else:  # an impossible token contributes 0 * -inf there
-        entropy = token_entropy(logits)
+    # an impossible token would add 0 * -inf
+    finite = logits.clamp(min=torch.finfo(logits.dtype).min)
+    entropy = torch.bmm(probabilities[:, None], finite[:, :, None]).flatten()
+    del finite
+    # minus the log-normalizer, by the likeliest token, whose probability is not 0
+    probability, likeliest = probabilities.max(-1)
+    entropy = logits.gather(1, likeliest[:, None])[:, 0] - probability.log() - entropy
     del logits  # as large as what drawing needs
     return drawn(probabilities, uniforms), entropy
 

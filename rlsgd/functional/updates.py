@@ -286,8 +286,13 @@ def stable_rank(squared_spectrum: Tensor) -> float:
     return float(squared_spectrum.sum() / squared_spectrum[0])
 
 
-def all_finite(tensor: Tensor) -> bool:
-    """Whether no entry is infinite or not a number, without a second tensor of its size."""
-    if not tensor.numel():  # a rank's part of a small weight
-        return True
-    return all(torch.isfinite(extreme).item() for extreme in tensor.detach().aminmax())
+def not_finite(tensors: dict[str, Tensor]) -> list[str]:
+    """Names of those with an entry that is infinite or not a number.
+
+    No second tensor of the size of one is made, and the device is asked once.
+    """
+    filled = {name: t.detach() for name, t in tensors.items() if t.numel()}  # not all on every rank
+    if not filled:
+        return []
+    finite = torch.stack([torch.isfinite(torch.stack(t.aminmax())).all() for t in filled.values()])
+    return [name for name, good in zip(filled, finite.tolist(), strict=True) if not good]

@@ -134,6 +134,12 @@ def scoring_layout(model: PreTrainedModel, length: int) -> str:
     return choose(model, LAYOUTS, flag="--model.policy", fix=fix, length=length)
 
 
+def taken(values: Tensor, mask: Tensor) -> Tensor:
+    """values[mask], [b, t, ...] -> [S, ...], for a mask [b, t] on the CPU."""
+    index = mask.flatten().nonzero().squeeze(1).to(values.device, non_blocking=True)
+    return values.flatten(0, 1)[index]
+
+
 def _scored(batch: TokenBatch) -> Tensor:
     scored = batch.completion_mask.clone()
     scored[:, 0] = False  # nothing predicts it
@@ -152,8 +158,8 @@ def score_tokens(
     """Log-probabilities, and entropy if asked for, of the S scored tokens, row by row: [.., S]."""
     if way.aligned:
         batch = aligned(batch)
-    scored = _scored(batch)
-    targets = batch.input_ids[scored]  # [S]
+    scored = _scored(batch).cpu()  # here, so that no index asks the device how many it has
+    targets = taken(batch.input_ids, scored)  # [S]
 
     def score(inputs: Tensor, head: nn.Module | None = None) -> Tensor:
         entropy = None
@@ -200,7 +206,7 @@ def _scores_row_by_row(
     own_head: bool,
     score: Callable[..., Tensor],
 ) -> Tensor:
-    """Every completion after a prompt of its own.
+    """Every completion after a prompt of its own; `scored` [B, T] is on the CPU.
 
     Where the batch has position ids of its own, each document of a row sees itself alone: without
     a padding mask, transformers takes positions that restart for documents to be kept apart.
@@ -213,10 +219,11 @@ def _scores_row_by_row(
         positions = (padding.cumsum(1) - 1).clamp(min=0)
         padding = padding[:, :width]
     kept = scored[:, columns + 1]
+    columns = columns.to(batch.input_ids.device, non_blocking=True)
     return _scores(
         model,
         own_head,
-        lambda predictors: predictors[kept],
+        lambda predictors: taken(predictors, kept),
         score,
         input_ids=batch.input_ids[:, :width],
         attention_mask=padding,

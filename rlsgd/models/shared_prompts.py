@@ -95,7 +95,7 @@ class Slots:
     def of(cls, lengths: Tensor, device: torch.device) -> Slots:
         width = int(lengths.max()) if len(lengths) else 0
         filled = torch.arange(width) < lengths[:, None]
-        index = None if filled.all() else filled.flatten().nonzero().squeeze(1).to(device)
+        index = None if filled.all() else _sent(filled.flatten().nonzero().squeeze(1), device)
         return cls(len(lengths), width, int(lengths.sum()), index)
 
     def pad(self, tokens: Tensor) -> Tensor:
@@ -138,6 +138,10 @@ class _Take(torch.autograd.Function):
         return grad.new_zeros(ctx.size, *grad.shape[1:]).index_copy_(0, index, grad), None
 
 
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.to(device, non_blocking=True)
+
+
 def pack(batch: TokenBatch, scored: Tensor) -> dict[str, Any]:
     """A model's arguments for one sequence of all prompts and completions of a batch.
 
@@ -146,7 +150,7 @@ def pack(batch: TokenBatch, scored: Tensor) -> dict[str, Any]:
 
     Args:
         batch: its masks and `input_ids`.
-        scored: [B, T] bool, the tokens to score; S in all, at least one.
+        scored: [B, T] bool, on the CPU, the tokens to score; S in all, at least one.
 
     Returns:
         `input_ids` [1, N] and `position_ids` [1, N]; `logits_to_keep` [S], the positions that
@@ -154,10 +158,9 @@ def pack(batch: TokenBatch, scored: Tensor) -> dict[str, Any]:
         transformers from making one.
     """
     device = batch.input_ids.device
-    used = scored.any(1).cpu()
-    ids, attended, wanted = (
-        tensor.cpu()[used] for tensor in (batch.input_ids, batch.attention_mask, scored)
-    )
+    used = scored.any(1)
+    here = torch.stack([batch.input_ids, batch.attention_mask.long()]).cpu()  # one wait
+    ids, attended, wanted = here[0, used], here[1, used].bool(), scored[used]
     columns = torch.arange(wanted.shape[1])
     first = wanted.long().argmax(1, keepdim=True)
     last = wanted.shape[1] - 1 - wanted.flip(1).long().argmax(1, keepdim=True)
@@ -186,11 +189,11 @@ def pack(batch: TokenBatch, scored: Tensor) -> dict[str, Any]:
     sees_prompt = (torch.arange(prompts.width) < own_prompt[:, None])[:, None, None]
     sees_itself = torch.ones(size, size, dtype=torch.bool).tril().expand(len(ids), 1, -1, -1)
     mask = torch.cat([sees_prompt.expand(-1, -1, size, -1), sees_itself], 3)
-    layout = Layout(prompts, completions, prompt_of.to(device), mask.to(device))
+    layout = Layout(prompts, completions, _sent(prompt_of, device), _sent(mask, device))
     return {
-        "input_ids": input_ids[None].to(device),
-        "position_ids": position_ids[None].to(device),
-        "logits_to_keep": predictors.to(device),
+        "input_ids": _sent(input_ids[None], device),
+        "position_ids": _sent(position_ids[None], device),
+        "logits_to_keep": _sent(predictors, device),
         "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
         "layout": layout,
     }

@@ -67,15 +67,17 @@ class StepsInBackward(Protocol):
 
 def measured_gradients(
     optimizer: torch.optim.Optimizer, clip_val: float | None, algorithm: str | None
-) -> tuple[Tensor, bool]:
-    """Norm [] of an optimizer's gradients before clipping, and whether clipping changes them.
+) -> tuple[float, bool]:
+    """Norm of an optimizer's gradients before clipping, and whether clipping changes them.
 
     By `value` it does where the largest element is above `clip_val`, else where the norm is.
     """
     if isinstance(optimizer, StepsInBackward):  # it has clipped and applied them
-        return optimizer.gradient_norm(), optimizer.clipped
+        return float(optimizer.gradient_norm()), optimizer.clipped
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = global_norm(gradients)
     measured = global_norm(gradients, torch.inf) if algorithm == "value" else norm
-    return norm, bool(measured > (clip_val or torch.inf))
+    clips = (measured > (clip_val or torch.inf)).to(norm)
+    norm, clips = torch.stack([norm, clips]).tolist()  # one wait for the device
+    return norm, bool(clips)

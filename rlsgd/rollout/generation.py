@@ -10,8 +10,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlsgd.core.distributed import global_sum
-from rlsgd.functional.logprobs import draw_with_entropy, token_logprobs
+from rlsgd.functional.logprobs import draw_tokens, draw_with_entropy, token_logprobs
+from rlsgd.models.sharding import compute_device
 from rlsgd.rollout.reading import make_reader
+
+# Tokens between two looks at what was drawn. A look makes the CPU wait for the device, and so the
+# device for what the CPU calls next; a row that has ended meanwhile is read for nothing, 8 tokens
+# on average of hundreds. A CPU waits for nobody: there a row leaves as soon as it ends.
+LOOK_EVERY = 16
+
+Drawn = tuple[Tensor, Tensor | None, Tensor | None]  # tokens, their log-probabilities, entropy: [b]
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,7 @@ class Decoding:
         stop_token_ids: a completion ends with the first of these.
         pad_token_id: filler after it.
         report_logprobs: note the log-probability of each sampled token; greedy ones have none.
+        report_entropy: note the entropy of each token's distribution; greedy ones have none.
         in_step: every rank makes as many forward passes as the one that needs most.
     """
 
@@ -32,6 +41,7 @@ class Decoding:
     stop_token_ids: list[int]
     pad_token_id: int
     report_logprobs: bool = False
+    report_entropy: bool = False
     in_step: bool = False
 
 
@@ -51,8 +61,8 @@ def generate(
 
     Args:
         policy: in eval mode; called under no_grad.
-        input_ids: [P, T] prompts, padded on the left.
-        attention_mask: [P, T] bool, False on padding.
+        input_ids: [P, T] prompts, padded on the left, best on the CPU.
+        attention_mask: [P, T] bool, False on padding, beside them.
         prompt_of_row: [b] long, the prompt that each completion continues.
         uniforms: for each token [b] float64 in [0, 1), on the CPU.
         decoding: what to draw, and for how long.
@@ -60,65 +70,83 @@ def generate(
     Returns:
         Tokens [b, C], padded after each one's first stop token, where C is the longest;
         log-probabilities [b, C], 0 after it, or none; and the entropy [b, C] of each token's
-        distribution likewise, none for greedy ones.
+        distribution likewise.
     """
-    device, budget = input_ids.device, decoding.max_completion_tokens
+    device, budget = compute_device(policy), decoding.max_completion_tokens
+    every = _look_every(device)
     reader = make_reader(policy, input_ids, attention_mask, budget)
-    reader.repeat(prompt_of_row.to(device))
+    reader.repeat(prompt_of_row)
 
     sampled = _Sampled(len(prompt_of_row), decoding)
     waits = False  # for other ranks, with a row whose tokens nobody needs
-    for step in range(1, budget + 1):
-        logits = reader.logits
-        uniform = next(uniforms)[sampled.rows].to(device)
-        tokens, entropy = _picked(logits, uniform, decoding.temperature)
-        kept = [] if waits else sampled.add(tokens, logits, entropy)
+    for start in range(0, budget, every):
+        block: list[Drawn] = []
+        numbers = [next(uniforms)[sampled.rows] for _ in range(min(every, budget - start))]
+        for uniform in torch.stack(numbers).to(device, non_blocking=True):
+            if block:
+                reader.read(block[-1][0])
+            block.append(_drawn(reader.logits, uniform, decoding))
+        tokens = block[-1][0]
+        kept = [] if waits else sampled.add(block)
         waits = not kept
-        if step == budget or not _goes_on(len(kept), device, decoding.in_step):
+        if start + len(block) == budget or not _goes_on(len(kept), device, decoding.in_step):
             break
         if len(kept) < len(tokens):
             kept = kept or [0]
             sampled.rows = sampled.rows[kept]
             reader.keep(kept)
-            tokens = tokens[torch.tensor(kept, device=device)]
+            tokens = tokens[torch.tensor(kept).to(device, non_blocking=True)]
         reader.read(tokens)
-    completion_ids, *of_tokens = sampled.all()
-    logprobs, entropy = (None if x is None else x.to(device) for x in of_tokens)
-    return completion_ids.to(device), logprobs, entropy
+    return sampled.all(device)
 
 
 class _Sampled:
-    """The tokens of all rows so far, and which rows the batch still has. On the CPU."""
+    """The tokens of all rows so far, on the CPU, and which rows the batch still has.
+
+    Numbers of tokens stay on their device until all are there.
+    """
 
     def __init__(self, rows: int, decoding: Decoding) -> None:
         self.rows = torch.arange(rows)  # what each row of the batch completes
         self.number, self.decoding = rows, decoding
         self.stops = torch.tensor(decoding.stop_token_ids, dtype=torch.long)
-        self.columns: list[Tensor] = []
-        self.logprobs: list[Tensor] = []
-        self.entropy: list[Tensor] = []
+        self.blocks: list[tuple[Tensor, Tensor, list[Drawn]]] = []  # rows, alive, what was drawn
+        self.tokens: list[Tensor] = []
 
-    def add(self, tokens: Tensor, logits: Tensor, entropy: Tensor | None) -> list[int]:
-        """Note one token of each row of the batch; returns the rows that go on, see `_packed`."""
-        if self.decoding.report_logprobs and self.decoding.temperature > 0:
-            logprobs = token_logprobs(logits, tokens, temperature=self.decoding.temperature)
-            self.logprobs.append(self._column(logprobs.cpu(), 0.0))
-        if entropy is not None:
-            self.entropy.append(self._column(entropy.cpu(), 0.0))
-        tokens = tokens.cpu()
-        self.columns.append(self._column(tokens, self.decoding.pad_token_id))
-        return _packed((~torch.isin(tokens, self.stops)).tolist())
+    def add(self, block: list[Drawn]) -> list[int]:
+        """Note tokens of each row of the batch; returns the rows that go on, see `_packed`."""
+        tokens = torch.stack([drawn[0] for drawn in block], 1).cpu()  # the one wait of a block
+        stopped = torch.isin(tokens, self.stops).cumsum(1) > 0
+        alive = torch.nn.functional.pad(~stopped[:, :-1], (1, 0), value=True)
+        self.tokens.append(torch.where(alive, tokens, self.decoding.pad_token_id))
+        self.blocks.append((self.rows, alive, block))
+        return _packed((~stopped[:, -1]).tolist())
 
-    def _column(self, values: Tensor, filler: float) -> Tensor:
-        return torch.full((self.number,), filler, dtype=values.dtype).scatter(0, self.rows, values)
+    def all(self, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Tokens [b, C]; their log-probabilities and the entropy where these are reported."""
+        columns = [block for *_, block in self.blocks]
+        longest = sum(map(len, columns[:-1])) + int(self.blocks[-1][1].any(0).sum())
+        tokens = torch.full((self.number, longest), self.decoding.pad_token_id)
+        values: list[Tensor | None] = [
+            None if x is None else torch.zeros(self.number, longest, dtype=x.dtype, device=device)
+            for x in columns[0][0][1:]
+        ]
+        start = 0
+        for ids, (rows, alive, block) in zip(self.tokens, self.blocks, strict=True):
+            end = min(start + len(block), longest)
+            tokens[rows, start:end] = ids[:, : end - start]
+            there = [x.to(device, non_blocking=True) for x in (rows, alive)]
+            for place, whole in enumerate(values, 1):
+                if whole is not None:
+                    found = torch.stack([drawn[place] for drawn in block], 1)  # pyright: ignore
+                    found = torch.where(there[1], found, 0.0)
+                    whole[there[0], start:end] = found[:, : end - start]
+            start = end
+        return tokens.to(device, non_blocking=True), values[0], values[1]
 
-    def all(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Tokens [b, C]; their log-probabilities where these are reported; entropy if any."""
-        logprobs, entropy = (
-            torch.stack(columns, 1) if columns else None
-            for columns in (self.logprobs, self.entropy)
-        )
-        return torch.stack(self.columns, 1), logprobs, entropy
+
+def _look_every(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else LOOK_EVERY
 
 
 def _packed(alive: list[bool]) -> list[int]:
@@ -137,7 +165,15 @@ def _goes_on(rows: int, device: torch.device, in_step: bool) -> bool:
     return bool(global_sum(torch.tensor(rows, device=device)) if in_step else rows)
 
 
-def _picked(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
+def _drawn(logits: Tensor, uniforms: Tensor, decoding: Decoding) -> Drawn:
+    temperature = decoding.temperature
     if temperature == 0:
-        return logits.argmax(-1), None
-    return draw_with_entropy(logits, uniforms, temperature=temperature)
+        return logits.argmax(-1), None, None
+    entropy = logprobs = None
+    if decoding.report_entropy:
+        tokens, entropy = draw_with_entropy(logits, uniforms, temperature=temperature)
+    else:
+        tokens = draw_tokens(logits, uniforms, temperature=temperature)
+    if decoding.report_logprobs:
+        logprobs = token_logprobs(logits, tokens, temperature=temperature)
+    return tokens, logprobs, entropy

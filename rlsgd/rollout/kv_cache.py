@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import DynamicCache, PretrainedConfig
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
@@ -101,8 +102,9 @@ class GenerationCache(DynamicCache):
     def keep(self, rows: list[int], device: torch.device) -> None:
         """Row i becomes what row `rows[i]` was, for distinct rows; cheap where most stay."""
         moves = [(i, row) for i, row in enumerate(rows) if i != row]
-        targets, sources = torch.tensor(moves, dtype=torch.long, device=device).view(-1, 2).T
-        index = torch.tensor(rows, device=device)
+        pairs = torch.tensor(moves, dtype=torch.long).view(-1, 2)
+        targets, sources = pairs.to(device, non_blocking=True).T
+        index = torch.tensor(rows).to(device, non_blocking=True)
         for layer in self.layers:
             if isinstance(layer, InPlaceLayer):
                 layer.keep(targets, sources, len(rows))
@@ -117,14 +119,42 @@ def attention_by_groups() -> Iterator[None]:
     For one query with a padding mask, transformers makes a copy of all keys and values for each of
     the heads that share them, which costs more than the attention itself.
     """
-    original = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = partial(grouped_attention, original)
+    with _registered(ALL_ATTENTION_FUNCTIONS, "sdpa", grouped_attention):
+        yield
+
+
+@contextmanager
+def padding_known(policy: PreTrainedModel, cache: GenerationCache, padded: bool) -> Iterator[None]:
+    """Until exit, transformers makes no mask where no row is padded, and does not ask the device.
+
+    It would look at the padding mask in every pass, which waits for the device. Caches with layers
+    of transformers' own keep its masks, which see a part of the tokens.
+    """
+    name = str(policy.config._attn_implementation)
+    theirs = ALL_MASK_ATTENTION_FUNCTIONS.get(name) is not sdpa_mask
+    if theirs or not all(isinstance(layer, InPlaceLayer) for layer in cache.layers):
+        yield
+        return
+
+    def mask(original: Callable[..., Tensor | None], **kwargs: Any) -> Tensor | None:
+        known = {"allow_is_causal_skip": False} if padded else {"attention_mask": None}
+        return original(**kwargs | known)
+
+    with _registered(ALL_MASK_ATTENTION_FUNCTIONS, name, mask):
+        yield
+
+
+@contextmanager
+def _registered(functions: Any, name: str, ours: Callable[..., Any]) -> Iterator[None]:
+    """Have `ours` in a register of transformers; its first argument is what was there."""
+    original = functions[name]
+    functions[name] = partial(ours, original)
     try:
         yield
     finally:
-        del ALL_ATTENTION_FUNCTIONS["sdpa"]
-        if ALL_ATTENTION_FUNCTIONS["sdpa"] is not original:  # it had been replaced before
-            ALL_ATTENTION_FUNCTIONS["sdpa"] = original
+        del functions[name]
+        if functions.get(name) is not original:  # it had been registered before
+            functions[name] = original
 
 
 def grouped_attention(

@@ -15,7 +15,7 @@ from rlsgd.core.problems import Prompt, Scores
 from rlsgd.core.types import Experience, Microbatch, Rollouts
 from rlsgd.models.loading import check_positions
 from rlsgd.rollout.microbatches import without_idle
-from rlsgd.rollout.sampler import Sampler
+from rlsgd.rollout.sampler import HFSampler, Sampler
 
 
 class TurnEnds(Protocol):
@@ -152,13 +152,18 @@ def sample_and_score(
     completions_per_prompt: int,
     temperature: float,
     seed: int,
+    with_entropy: bool = False,
 ) -> tuple[Rollouts, Scores]:
-    """Completions of the present policy with texts and rewards; a prompt's rows are adjacent."""
+    """Completions of the present policy with texts and rewards; a prompt's rows are adjacent.
+
+    With `with_entropy`, a sampler that is the policy itself notes the entropy of every token.
+    """
     module.require_finite_weights()
     data = module.task_data
     module.stop_token_ids = sorted({*module.stop_token_ids, *data.renderer.turn_ends})
     longest = max(len(prompt.token_ids) for prompt in prompts)
     check_positions(module.policy, longest, module.max_completion_tokens)
+    own = {"with_entropy": with_entropy} if isinstance(module.sampler, HFSampler) else {}
     with torch.no_grad(), module.trainer.precision_plugin.forward_context():
         sampled = module.sampler.sample(
             module.policy,
@@ -169,16 +174,17 @@ def sample_and_score(
             stop_token_ids=module.stop_token_ids,
             pad_token_id=int(module.tokenizer.pad_token_id),  # pyright: ignore[reportArgumentType]
             seed=seed,
+            **own,
         )
+    tokens = zip(sampled.input_ids.cpu(), sampled.completion_mask.cpu(), strict=True)
     completions = [
-        data.reader.text(ids[mask].tolist(), module.stop_token_ids)
-        for ids, mask in zip(sampled.input_ids, sampled.completion_mask, strict=True)
+        data.reader.text(ids[mask].tolist(), module.stop_token_ids) for ids, mask in tokens
     ]
     by_row = [prompt for prompt in prompts for _ in range(completions_per_prompt)]
     scores = data.score(by_row, completions)
     rollouts = Rollouts.extending(
         sampled,
-        rewards=torch.tensor(scores.rewards, device=sampled.input_ids.device),
+        rewards=torch.tensor(scores.rewards).to(sampled.input_ids.device, non_blocking=True),
         prompts=by_row,
         completions=completions,
         failures=list(scores.failures),

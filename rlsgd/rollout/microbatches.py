@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlsgd.core.distributed import global_max
+from rlsgd.core.distributed import global_max, process_number
 from rlsgd.core.types import TokenBatch
 from rlsgd.models.scoring import completion_logprobs
 
@@ -57,7 +57,8 @@ def without_idle(
         device: of the collective.
     """
     busy = [rows[~idle[rows]] for rows in microbatches]
-    most = global_max(torch.tensor([len(rows) for rows in busy], device=device)).tolist()
+    lengths = torch.tensor([len(rows) for rows in busy])
+    most = (lengths if process_number()[1] == 1 else global_max(lengths.to(device))).tolist()
     parts = []
     for rows, computed, needed in zip(microbatches, busy, most, strict=True):
         if needed and not len(computed):
@@ -68,9 +69,10 @@ def without_idle(
 
 def computed_tokens(rollouts: TokenBatch, group_size: int) -> Tensor:
     """Tokens [B] that each row adds; its prompt is added by the first of `group_size` rows."""
-    tokens = rollouts.attention_mask.sum(1).cpu()
+    counts = [mask.sum(1) for mask in (rollouts.attention_mask, rollouts.completion_mask)]
+    tokens, completions = torch.stack(counts).cpu()
     sharing = torch.arange(len(tokens)) % group_size != 0
-    prompts = tokens - rollouts.completion_mask.sum(1).cpu()
+    prompts = tokens - completions
     return torch.where(sharing, tokens - prompts, tokens)
 
 

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from rlsgd.core.types import TokenBatch
 from rlsgd.models.calling import accepts, cache_argument, call
 from rlsgd.models.fast_paths import choose, fast_path
-from rlsgd.rollout.kv_cache import GenerationCache, attention_by_groups
+from rlsgd.models.sharding import compute_device
+from rlsgd.rollout.kv_cache import GenerationCache, attention_by_groups, padding_known
 
 CACHED, UNCACHED = "sampling with a cache", "sampling without a cache"
 READERS = {
@@ -26,7 +27,7 @@ class Reader(Protocol):
     logits: Tensor  # [b, V]
 
     def repeat(self, prompt_of_row: Tensor) -> None:
-        """Row i becomes a completion of prompt `prompt_of_row[i]`."""
+        """Row i becomes a completion of prompt `prompt_of_row[i]`, which is on the CPU."""
         ...
 
     def keep(self, rows: list[int]) -> None:
@@ -51,19 +52,23 @@ class CachedReader:
     def __init__(
         self, policy: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, budget: int
     ) -> None:
-        self.policy, self.device = policy, input_ids.device
+        self.policy, self.device = policy, compute_device(policy)
         argument = cache_argument(policy)
         if argument is None:
             raise ValueError(f"{type(policy).__name__} takes no cache")
         self.argument = argument
         self.width, self.step, self.budget = input_ids.shape[1], 0, budget
         self.cache = GenerationCache(policy.config, self.width + budget - 1)
-        mask = attention_mask.long()
+        self.whole: list[bool] = attention_mask.all(1).tolist()  # rows without padding
+        input_ids = input_ids.to(self.device, non_blocking=True)
+        mask = attention_mask.long().to(self.device, non_blocking=True)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         self.logits = self._next(input_ids, mask, positions)
         self.mask, self.positions = mask, positions  # of the next token, once rows are repeated
 
     def repeat(self, prompt_of_row: Tensor) -> None:
+        self.whole = [self.whole[prompt] for prompt in prompt_of_row.tolist()]
+        prompt_of_row = prompt_of_row.to(self.device, non_blocking=True)
         self.cache.reorder_cache(prompt_of_row)  # pyright: ignore[reportArgumentType]
         self.logits, mask = self.logits[prompt_of_row], self.mask[prompt_of_row]
         self.positions = mask.sum(1, keepdim=True)
@@ -71,7 +76,8 @@ class CachedReader:
 
     def keep(self, rows: list[int]) -> None:
         self.cache.keep(rows, self.device)
-        index = torch.tensor(rows, device=self.device)
+        self.whole = [self.whole[row] for row in rows]
+        index = torch.tensor(rows).to(self.device, non_blocking=True)
         self.mask, self.positions = self.mask[index], self.positions[index]
 
     def read(self, tokens: Tensor) -> None:
@@ -85,15 +91,16 @@ class CachedReader:
 
     def _next(self, ids: Tensor, mask: Tensor | None, positions: Tensor) -> Tensor:
         """Logits [b, V] after the last of the tokens [b, t], which the cache takes in."""
-        return call(
-            self.policy,
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            **{self.argument: self.cache},
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        with padding_known(self.policy, self.cache, not all(self.whole)):
+            return call(
+                self.policy,
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                **{self.argument: self.cache},
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
 
 
 class UncachedReader:
@@ -110,6 +117,8 @@ class UncachedReader:
         self, policy: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, budget: int
     ) -> None:
         self.policy = policy
+        device = compute_device(policy)
+        input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
         self.lengths = attention_mask.sum(1)
         order = attention_mask.long().argsort(dim=1, descending=True, stable=True)
         ids = input_ids.gather(1, order) * attention_mask.gather(1, order)
@@ -117,6 +126,7 @@ class UncachedReader:
         self.logits = self._logits()
 
     def repeat(self, prompt_of_row: Tensor) -> None:
+        prompt_of_row = prompt_of_row.to(self.ids.device)
         self.logits = self.logits[prompt_of_row]
         self.ids, self.lengths = self.ids[prompt_of_row], self.lengths[prompt_of_row]
 
@@ -188,7 +198,7 @@ def _scores(
     reader = reader_class(
         model, prompts, batch.attention_mask[leaders, :start], completions.shape[1]
     )
-    reader.repeat(group.to(prompts.device))
+    reader.repeat(group)
     rows, found = torch.arange(len(batch)), torch.zeros(alive.shape, dtype=torch.float32)
     for step in range(completions.shape[1]):
         tokens = completions[rows.to(completions.device), step]

@@ -20,7 +20,7 @@ def left_pad(
     for row, ids in enumerate(prompt_ids):
         input_ids[row, width - len(ids) :] = torch.tensor(ids)
         attention_mask[row, width - len(ids) :] = True
-    return input_ids.to(device), attention_mask.to(device)
+    return input_ids.to(device, non_blocking=True), attention_mask.to(device, non_blocking=True)
 
 
 def assemble(
@@ -31,7 +31,8 @@ def assemble(
     A token counts if no stop token came before it, so the first stop token counts and what a
     sampler wrote after it does not, also where padding and stop token are the same id.
     """
-    stops = torch.isin(completion_ids, torch.tensor(stop_token_ids, device=completion_ids.device))
+    stop_ids = torch.tensor(stop_token_ids).to(completion_ids.device, non_blocking=True)
+    stops = torch.isin(completion_ids, stop_ids)
     alive = (stops.long().cumsum(1) - stops.long()) == 0  # [B, C]
     return Sampled(
         input_ids=torch.cat([prompt_ids, completion_ids], 1),

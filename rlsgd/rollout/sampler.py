@@ -85,7 +85,10 @@ class HFSampler:
         stop_token_ids: list[int],
         pad_token_id: int,
         seed: int,
+        with_entropy: bool = False,
     ) -> Sampled:
+        """As `Sampler.sample`; `with_entropy` notes each token's as well, which takes a pass more
+        over the probabilities of its step."""
         in_step = is_sharded(policy) and not self.gather_weights
         if in_step and self.batch_size:
             raise ValueError(
@@ -100,6 +103,7 @@ class HFSampler:
             stop_token_ids=stop_token_ids,
             pad_token_id=pad_token_id,
             report_logprobs=self.report_logprobs,
+            report_entropy=with_entropy,
             in_step=in_step,
         )
         num_rows = len(prompts) * completions_per_prompt
@@ -113,7 +117,7 @@ class HFSampler:
                         rows // completions_per_prompt, return_inverse=True
                     )
                     ids, mask = left_pad(
-                        [prompt_ids[i] for i in numbers.tolist()], pad_token_id, device
+                        [prompt_ids[i] for i in numbers.tolist()], pad_token_id, "cpu"
                     )
                     uniforms = _uniforms(seed, num_rows, rows)
                     parts.append(
@@ -125,11 +129,12 @@ class HFSampler:
         completion_ids = prompts.new_full((num_rows, width), pad_token_id)
         logprobs, entropy = torch.zeros(2, num_rows, prompts.shape[1] + width, device=device)
         for rows, ids, *of_tokens in parts:
-            completion_ids[rows, : ids.shape[1]] = ids
+            place = rows.to(device, non_blocking=True)
+            completion_ids[place, : ids.shape[1]] = ids
             start, end = prompts.shape[1], prompts.shape[1] + ids.shape[1]
             for whole, found in zip((logprobs, entropy), of_tokens, strict=True):
                 if found is not None:
-                    whole[rows, start:end] = found.to(whole)
+                    whole[place, start:end] = found.to(whole)
         rollouts = assemble(
             prompts.repeat_interleave(completions_per_prompt, 0),
             prompt_mask.repeat_interleave(completions_per_prompt, 0),
@@ -138,7 +143,7 @@ class HFSampler:
         )
         if self.report_logprobs and temperature > 0:  # greedy tokens have none
             rollouts.sampler_logprobs = logprobs
-        if temperature > 0:
+        if with_entropy and temperature > 0:
             rollouts.sampled_entropy = entropy
         return rollouts
 

@@ -37,7 +37,7 @@ def scripted(tiny_llama, monkeypatch, rewards, reserves, **options):
     module = bare(ScriptedDAPO, tiny_llama, **options)
     module.calls = []
 
-    def sample_and_score(module, prompts, *, completions_per_prompt, temperature, seed):
+    def sample_and_score(module, prompts, *, completions_per_prompt, temperature, seed, **how):
         assert completions_per_prompt == 2
         module.calls.append((seed, [prompt.text for prompt in prompts]))
         width = max(len(prompt.token_ids) for prompt in prompts)

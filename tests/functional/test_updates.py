@@ -6,9 +6,9 @@ import torch
 from rlsgd.functional.bf16_difference import bf16_isclose
 from rlsgd.functional.updates import (
     SparsityCounts,
-    all_finite,
     count_unchanged,
     effective_rank,
+    not_finite,
     rank_is_certain,
     rounding_margin,
     spectrum_for_rank,
@@ -341,9 +341,9 @@ def test_updates_that_are_not_finite_have_no_spectrum():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_all_finite(dtype: torch.dtype):
+def test_what_is_not_finite_is_named(dtype: torch.dtype):
     weight = torch.full((3, 4), torch.finfo(dtype).max, dtype=dtype)  # their sum is not finite
-    assert all_finite(weight) and all_finite(weight[:0])
+    assert not not_finite({"w": weight, "none": weight[:0]}) and not not_finite({})
     for bad in (float("nan"), float("inf"), -float("inf")):
         weight[1, 2] = bad
-        assert not all_finite(weight)
+        assert not_finite({"v": weight[:1], "w": weight}) == ["w"]

@@ -191,6 +191,40 @@ def test_neither_batches_nor_order_nor_leaving_rows_change_completions(
     assert counted(undiminished) == counted(together)
 
 
+@pytest.mark.parametrize("every", [2, 5, 16])
+def test_looking_at_tokens_now_and_then_changes_none(
+    policy: PreTrainedModel, every: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Rows that ended between two looks were read on, in a batch of another size."""
+    for temperature in (0.9, 0.0):
+        one = sample(policy, temperature=temperature, with_entropy=True)
+        lengths = one.completion_mask.sum(1)
+        assert temperature == 0 or len({*(lengths % every).tolist()}) > 1
+        with monkeypatch.context() as patch, fed(policy) as shapes:
+            patch.setattr("rlsgd.rollout.generation._look_every", lambda device: every)
+            block = sample(policy, temperature=temperature, with_entropy=True)
+        assert torch.equal(block.input_ids, one.input_ids)
+        assert torch.equal(block.attention_mask, one.attention_mask)
+        for name in ("sampler_logprobs", "sampled_entropy"):
+            mine, theirs = getattr(block, name), getattr(one, name)
+            assert (mine is None) == (theirs is None) == (temperature == 0)
+            if mine is not None:
+                torch.testing.assert_close(mine, theirs)
+                assert not mine[~block.completion_mask].any()
+        assert len(shapes) <= BUDGET
+    rows = [rows for rows, width in shapes[1:] if width == 1]
+    assert all(n == rows[i - i % every] for i, n in enumerate(rows) if i % every < every - 1)
+
+
+def test_entropy_is_noted_where_it_is_asked_for(llama: PreTrainedModel):
+    assert sample(llama).sampled_entropy is None
+    noted = sample(llama, with_entropy=True)
+    with torch.no_grad():
+        _, entropy = completion_logprobs(llama.eval(), noted, temperature=0.9, with_entropy=True)
+    assert noted.sampled_entropy is not None and entropy is not None
+    torch.testing.assert_close(noted.sampled_entropy, entropy.float(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("batch_size", [0, 12, 7, 3])
 def test_a_prompt_is_read_once_for_its_group(llama: PreTrainedModel, batch_size: int):
     prompts = [[token, *prompt] for token, prompt in enumerate(PROMPTS, 50)]  # 2 tokens at least

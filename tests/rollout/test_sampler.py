@@ -28,6 +28,7 @@ def sample(policy: PreTrainedModel, **changes: Any) -> Sampled:
         "stop_token_ids": [EOS, 20],
         "pad_token_id": PAD,
         "seed": 3,
+        "with_entropy": True,
     }
     sampler = HFSampler(changes.pop("batch_size", 0), changes.pop("report_logprobs", False))
     return sampler.sample(policy, changes.pop("prompts", PROMPTS), **{**arguments, **changes})
