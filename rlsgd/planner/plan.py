@@ -52,7 +52,8 @@ def plan(model: Architecture, optimizer: OptimizerSize, setup: Setup) -> Plan:
     Held throughout, for p weights on this GPU (p / n under FSDP2, each first axis rounded up) of w
     bytes: `weights` w p; `optimizer state` as measured by `rlsgd.planner.optimizers`; `reference`
     w p; `critic` its weights and state (its gradients are in `gradients`); an engine's weights and
-    KV cache; and under DDP its buckets, a second copy of all gradients, as `communication`. Then:
+    KV cache, of which `one_copy` has the cache alone, during the rollout; and under DDP its
+    buckets, a second copy of all gradients, as `communication`. Then:
 
     - `prefill` and `decoding` by the policy itself (`rlsgd.planner.sampling`), or `rollout` by an
       engine: gradients of the last step, which Lightning frees when the next backward pass begins.
@@ -86,10 +87,12 @@ def plan(model: Architecture, optimizer: OptimizerSize, setup: Setup) -> Plan:
     }
     if setup.gpus > 1 and not setup.sharded:
         held["communication"] = sum(w * part.num_weights for part in models)
-    if setup.sampler == "VLLMSampler":
+    rollout: dict[str, Parts] = {"rollout": {}}
+    if setup.one_copy:
+        rollout["rollout"] = {"KV cache": engine_bytes(model, setup)["KV cache"]}
+    elif setup.sampler == "VLLMSampler":
         held |= engine_bytes(model, setup)
     left = {} if optimizer.fused else {"gradients": sum(gradients)}
-    rollout: dict[str, Parts] = {"rollout": {}}
     if setup.sampler == "HFSampler":
         rollout = own_sampling_bytes(model, setup)
     moments = {

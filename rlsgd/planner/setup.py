@@ -40,6 +40,8 @@ class Setup:
         sampler: `HFSampler` (the policy itself), `VLLMSampler` (an engine beside the policy on
             every GPU) or `server` (engines on other GPUs).
         sampler_item: bytes of a number in an engine's weights and cache.
+        one_copy: the engine beside the policy samples from the trainer's own weights, and its cache
+            is released during updates (docs/one-copy.md): a plan, which no run can have yet.
         sampler_batch_size: completions that HFSampler generates at a time; 0 is all of a GPU's.
     """
 
@@ -59,6 +61,7 @@ class Setup:
     critic: bool = False
     sampler: SamplerName = "HFSampler"
     sampler_item: int = 2
+    one_copy: bool = False
     sampler_batch_size: int = 0
 
     def __post_init__(self) -> None:
@@ -78,6 +81,13 @@ class Setup:
                 f"--prompts_per_epoch {self.prompts_per_epoch}: cannot be divided among --gpus "
                 f"{self.gpus}; make it a multiple"
             )
+        if self.one_copy and (self.sampler, self.precision) != ("VLLMSampler", "bf16-true"):
+            raise ValueError(
+                "--one_copy true: needs --sampler VLLMSampler and --precision bf16-true, so that "
+                "trainer and engine hold the same numbers"
+            )
+        if self.one_copy and self.sharded:
+            raise ValueError("--one_copy true: an engine needs whole weights; use --strategy ddp")
         if self.minibatches > self.rows:
             raise ValueError(
                 f"--minibatches {self.minibatches}: more than the {self.rows} completions of a GPU"

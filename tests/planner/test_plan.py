@@ -352,6 +352,19 @@ def test_reference_critic_and_engine(tiny_llama: Path):
     assert "KV cache" not in served.terms and "sampler weights" not in served.terms
 
 
+def test_one_copy_is_the_trainers_with_a_cache_that_comes_and_goes(tiny_llama: Path):
+    model, sgd = load_architecture(str(tiny_llama)), measure_optimizer("SGD", 2)
+    setup = Setup(precision="bf16-true", sampler="VLLMSampler", prompts_per_epoch=4)
+    two, one = (plan(model, sgd, replace(setup, one_copy=copy)).moments for copy in (False, True))
+    cache = two["rollout"]["KV cache"]
+    for moment, parts in two.items():
+        saved = 2 * model.num_weights + (cache if moment != "rollout" else 0)
+        assert sum(parts.values()) - sum(one[moment].values()) == saved
+    for wrong in ({"precision": "bf16-mixed"}, {"sampler": "server"}, {"gpus": 2}):
+        with pytest.raises(ValueError, match=r"--one_copy true: "):
+            replace(setup, one_copy=True, **wrong)
+
+
 def test_pure_bfloat16_halves_what_is_held(tiny_llama: Path):
     model = load_architecture(str(tiny_llama))
     mixed = plan(model, measure_optimizer("AdamW", 4), Setup()).terms
