@@ -50,8 +50,7 @@ class RLModule(PolicyModule):
         kl_coef: weight of KL(policy || reference); 0 loads no reference.
         kl_estimator: estimator of that KL (see functional/kl.py for their gradients).
         entropy_coef: weight of the entropy bonus: this times the mean entropy of the minibatch's
-            completion tokens is subtracted from the loss, whatever the aggregation. Its backward
-            keeps one more [B, K, V] tensor.
+            tokens is subtracted from the loss. Its backward keeps one more [B, K, V] tensor.
         top_entropy_fraction: share of a rollout's tokens, those of highest entropy when sampled,
             that get a policy gradient (arXiv:2506.01939 has 0.2); 1 is all.
         correction: remedy for a sampler that disagrees with the trainer (see
@@ -192,8 +191,7 @@ class RLModule(PolicyModule):
                 rollouts.ref_logprobs, _ = self.scored(self.reference, rollouts)
             entropy = None
             if self.needs_old_logprobs(rollouts):  # otherwise see `policy_logprobs`
-                idle = self.policy_loss_alone and rollouts.sampled_entropy is None
-                wanted = self.token_weights.need_entropy or idle
+                wanted = self.token_weights.need_entropy or rollouts.sampled_entropy is None
                 rollouts.old_logprobs, entropy = self.scored(self.policy, rollouts, wanted)
             advantages = self.advantages(rollouts, group_size)
             experience = Experience.extending(rollouts, advantages=advantages)

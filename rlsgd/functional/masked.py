@@ -51,3 +51,9 @@ def masked_whiten(
     mean = global_sum(torch.where(mask, values, 0.0).sum()) / count
     centred = torch.where(mask, values - mean, 0.0)
     return centred * torch.rsqrt(global_sum(centred.square().sum()) / count + eps)
+
+
+def taken(values: Tensor, mask: Tensor) -> Tensor:
+    """values[mask], [b, t, ...] -> [S, ...], for a mask [b, t] on the CPU."""
+    index = mask.flatten().nonzero().squeeze(1).to(values.device, non_blocking=True)
+    return values.flatten(0, 1)[index]

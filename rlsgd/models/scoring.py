@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from rlsgd.core.types import TokenBatch
 from rlsgd.functional.head_logprobs import head_logprobs
 from rlsgd.functional.logprobs import token_entropy, token_logprobs
+from rlsgd.functional.masked import taken
 from rlsgd.models.calling import accepts, call
 from rlsgd.models.fast_paths import choose, fast_path, require
 from rlsgd.models.no_forward import no_scores
@@ -134,12 +135,6 @@ def scoring_layout(model: PreTrainedModel, length: int) -> str:
     return choose(model, LAYOUTS, flag="--model.policy", fix=fix, length=length)
 
 
-def taken(values: Tensor, mask: Tensor) -> Tensor:
-    """values[mask], [b, t, ...] -> [S, ...], for a mask [b, t] on the CPU."""
-    index = mask.flatten().nonzero().squeeze(1).to(values.device, non_blocking=True)
-    return values.flatten(0, 1)[index]
-
-
 def _scored(batch: TokenBatch) -> Tensor:
     scored = batch.completion_mask.clone()
     scored[:, 0] = False  # nothing predicts it
@@ -219,7 +214,6 @@ def _scores_row_by_row(
         positions = (padding.cumsum(1) - 1).clamp(min=0)
         padding = padding[:, :width]
     kept = scored[:, columns + 1]
-    columns = columns.to(batch.input_ids.device, non_blocking=True)
     return _scores(
         model,
         own_head,
@@ -228,7 +222,7 @@ def _scores_row_by_row(
         input_ids=batch.input_ids[:, :width],
         attention_mask=padding,
         position_ids=positions[:, :width],
-        logits_to_keep=columns,
+        logits_to_keep=columns.to(batch.input_ids.device, non_blocking=True),
     )
 
 
@@ -263,9 +257,6 @@ def _scores(
     assert head is not None
     with computing(head, lambda hidden: score(pick(hidden), head)):
         return run()
-
-
-# ---- the paths, each by itself
 
 
 @fast_path(PADDED)
