@@ -45,6 +45,13 @@ def test_every_page_is_in_the_navigation_and_two_clicks_from_home():
     assert guides <= once and {page for page in pages if page.name == "report.md"} <= twice
 
 
+def test_the_home_shows_figure_install_line_and_command():
+    home = (DOCS / "index.md").read_text()
+    shown = ("plots/accuracy.png", "pip install", "rlsgd study quickstart", "| you want | page |")
+    places = [home.index(part) for part in shown]
+    assert places == sorted(places)
+
+
 def test_readme_is_short_and_shows_figure_sentence_and_command_first():
     assert len(README.split()) <= 900
     head = README[: README.index("## ")]
