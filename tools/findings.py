@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that `tools` is found when run as a script
 
 from tools.findings_corrections import corrections, pretraining_notes
-from tools.findings_laws import noise_table, sparsity_predicted
+from tools.findings_laws import noise_table, rates_table, sparsity_predicted
 from tools.findings_tables import TABLES, table_of
 
 PAGE = Path("docs/findings.md")
@@ -26,6 +26,7 @@ BLOCKS = {name: (lambda name=name: table_of(name)) for name in TABLES} | {
     "pretraining-notes": pretraining_notes,
     "sparsity-predicted": sparsity_predicted,
     "noise-scale": noise_table,
+    "rates": rates_table,
 }
 BLOCK = re.compile(r"(<!-- numbers: ([\w-]+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 

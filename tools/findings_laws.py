@@ -15,6 +15,22 @@ from tools.findings_tables import DOCS, estimate, study
 
 DISPLACEMENT = "measures.update/displacement"
 ALIKE = ("adamw", "rmsprop", "sign-sgd")
+CARRIED = {  # study -> what it trains, and the arms of each optimizer of `rlsgd rates`
+    "learning_rates": (
+        "RL",
+        {
+            "SGD": "sgd",
+            "SGD, momentum 0.9": "sgd-momentum",
+            "SignSGD": "sign-sgd",
+            "RMSprop": "rmsprop",
+        },
+    ),
+    "sft_sweep": ("SFT", {"SGD": "sgd"}),
+    "pretrain_sweep": (
+        "pre-training",
+        {"SGD": "sgd-clipped", "SGD, momentum 0.9": "sgd-momentum-clipped"},
+    ),
+}
 SECOND_HALF = 20  # steps left out, in which the averages fill
 
 
@@ -85,4 +101,35 @@ def noise_table() -> str:
         scale = "none found" if row["scale"] is None else f"{row['scale']:.0f}"
         cosine, ratio = (f"{row[key][0]:.2f}, {row[key][1]:.2f}" for key in ("cosine", "ratio"))
         lines.append(f"| {row['arm']} | {row['rows']:.0f} | {scale} | {cosine} | {ratio} |")
+    return "\n".join(lines)
+
+
+def rates_table() -> str:
+    """Rates that `rlsgd rates` carried over from AdamW's best, beside those that a grid found."""
+    lines = [
+        "| run | optimizer | carried over | best of the grid | factor | score at the nearest | best |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, (kind, optimizers) in CARRIED.items():
+        record = json.loads((DOCS / "rates" / f"{name}.json").read_text(encoding="utf-8"))
+        for optimizer, arm in optimizers.items():
+            rate = record["rates"][optimizer]["rate"]
+            grid = {
+                float(found.rpartition("-lr")[2]): estimate(summary, "score.final").mean
+                for found, summary in study(name).items()
+                if found.rpartition("-lr")[0] == arm
+            }
+            lower = kind == "pre-training"  # a loss
+            best = (min if lower else max)(grid, key=lambda one: grid[one])
+            nearest = min(grid, key=lambda one: abs(math.log(one / rate)))
+            factor = max(rate / best, best / rate)
+            scores = (
+                f"{grid[one]:.2f}" if lower else f"{100 * grid[one]:.1f} %"
+                for one in (nearest, best)
+            )
+            lines.append(
+                f"| {kind} | {optimizer} | {rate:.2g} | {best:g} | {factor:.1f} | "
+                + " | ".join(scores)
+                + " |"
+            )
     return "\n".join(lines)
