@@ -15,6 +15,7 @@ Print versions, processor, devices, linear algebra, walls around programs, free 
 walls are tried by running a program behind them. Exit status: 0, whatever is missing.
 """
 EXTRAS = {name: name for name in ("vllm", "gguf", "wandb", "mlflow", "trackio")}  # its module
+EXTRAS |= {"slurm": "submitit", "search": "optuna"}
 
 
 def main(argv: Sequence[str]) -> int:

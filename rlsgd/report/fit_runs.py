@@ -10,9 +10,9 @@ from typing import Any
 from rlsgd.study.arms import Arm, Study
 from rlsgd.study.as_run import optimizers_of
 from rlsgd.study.expansion import COMPUTE, PRECISIONS, WEIGHTS, Run
+from rlsgd.study.processes import Outcome
 from rlsgd.study.provenance import FILE as PROVENANCE
 from rlsgd.study.results import read_metrics, run_record
-from rlsgd.study.runner import Outcome
 from rlsgd.study.scores import SCORES
 
 _NAMES = re.compile(r"[A-Za-z0-9._-]+")  # what an arm's name may hold

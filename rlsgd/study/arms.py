@@ -132,6 +132,14 @@ class Study:
             `overrides`; the configs need the callback HFExport.
         published: File of published tables, relative to the study file.
         published_tables: Those that the report shows beside this study's numbers.
+        launcher: Where runs are computed: as `processes` of this machine, or as jobs that
+            `submitit` sends to a cluster.
+        cluster: That submitit sends jobs to: `slurm`, or `local` for jobs on this machine.
+        job: What a job may use, as arguments of `submitit.AutoExecutor.update_parameters`, such as
+            `timeout_min`, `gpus_per_node` and `slurm_partition`.
+        search: `optuna` lets Optuna choose the rates of swept arms, between the lowest and the
+            highest of the list, and give up hopeless ones; none runs the list.
+        trials: Rates that a search tries for each swept arm (default: as many as are listed).
     """
 
     name: str
@@ -151,6 +159,11 @@ class Study:
     evaluations: list[Evaluation] = field(default_factory=list)
     published: str | None = None
     published_tables: list[str] = field(default_factory=list)
+    launcher: Literal["processes", "submitit"] = "processes"
+    cluster: Literal["slurm", "local"] = "slurm"
+    job: Settings = field(default_factory=dict)
+    search: Literal["optuna"] | None = None
+    trials: int | None = None
 
     def __post_init__(self) -> None:
         _require_folder_name("name", self.name)
@@ -180,6 +193,12 @@ class Study:
             raise ValueError(f"evaluations.name {twice!r} appears more than once")
         if self.published_tables and self.published is None:
             raise ValueError("published_tables needs published: the file that has them")
+        if self.search and not any(len(set(arm.rates)) > 1 for arm in self.arms):
+            raise ValueError("search needs an arm whose learning_rate is a list of two or more")
+        if self.search and any(arm.after for arm in self.arms):
+            raise ValueError("search knows the rates of no arm beforehand: take `after` out")
+        if self.trials is not None and (self.trials < 1 or not self.search):
+            raise ValueError(f"trials must be at least 1, and needs search, not {self.trials}")
         for key in ("jobs", "threads_per_job"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1, not {getattr(self, key)}")

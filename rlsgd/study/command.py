@@ -7,9 +7,9 @@ import json
 import shlex
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import DefaultHelpFormatter
 from rich.console import Console
@@ -21,12 +21,39 @@ from rlsgd.study.evaluations import evaluation_record, evaluation_runs
 from rlsgd.study.expansion import expand_runs
 from rlsgd.study.matched import add_matched
 from rlsgd.study.plots import draw_plots
+from rlsgd.study.processes import Processes
 from rlsgd.study.progress import StudyProgress
 from rlsgd.study.published import beside_published, published_tables, published_terminal
 from rlsgd.study.report import markdown_report, terminal_table
 from rlsgd.study.results import read_metrics, run_record, study_record
-from rlsgd.study.runner import FIT_COMMAND, TEST_COMMAND, Interrupted, run_all
+from rlsgd.study.runner import (
+    FIT_COMMAND,
+    KEPT,
+    TEST_COMMAND,
+    Interrupted,
+    Launcher,
+    run_all,
+)
 from rlsgd.study.scores import SCORES
+
+
+def _jobs(study: Study) -> Launcher:
+    from rlsgd.study.jobs import Jobs
+
+    return Jobs(study.folder.resolve(), study.cluster, study.threads_per_job, study.job)
+
+
+def _optuna(study: Study, progress: StudyProgress, **how: Any) -> Study:
+    from rlsgd.study.search import searched
+
+    return searched(study, progress, **how)
+
+
+LAUNCHERS: dict[str, Callable[[Study], Launcher]] = {
+    "processes": lambda study: Processes(study.threads_per_job),
+    "submitit": _jobs,
+}
+SEARCHES: dict[str, Callable[..., Study]] = {"optuna": _optuna}
 
 _DESCRIPTION = """\
 Run every arm of a study with every seed, each in a process of its own, and write OUT/report.md,
@@ -69,6 +96,10 @@ def _study(
             jobs=arguments.jobs,
             seeds=arguments.seeds,
             overlays=arguments.overlay,
+            launcher=arguments.launcher,
+            cluster=arguments.cluster,
+            search=arguments.search,
+            trials=arguments.trials,
         )
         tables = published_tables(study)
         runs = expand_runs(study)
@@ -76,10 +107,16 @@ def _study(
         out = study.folder.resolve()
         how: dict[str, Any] = {
             "jobs": study.jobs,
-            "threads_per_job": study.threads_per_job,
+            "launcher": LAUNCHERS[study.launcher](study),
             "force": arguments.force,
         }
         with StudyProgress(len(runs) + sum(map(len, tests)), console) as progress:
+            if study.search:
+                study = SEARCHES[study.search](study, progress, command=command, **how)
+                runs = expand_runs(study)
+                tests = [evaluation_runs(study, run) for run in runs]
+                how["kept"] = (*KEPT, "pruned")
+                progress.expect(2 * len(runs) + sum(map(len, tests)))
             outcomes = run_all(runs, out, progress, command=command, **how)
             trained = zip(tests, outcomes, strict=True)
             due = [test for own, end in trained if end.status == "finished" for test in own]
@@ -135,6 +172,13 @@ def _parser() -> TypedParser:
         metavar="FILE",
         help="a config for every run besides its base config; may be given again",
     )
+    for name, kind, meaning in (
+        ("launcher", Literal["processes", "submitit"], "instead of the file's launcher"),
+        ("cluster", Literal["slurm", "local"], "instead of the file's cluster"),
+        ("search", Literal["optuna"], "instead of the file's search"),
+        ("trials", int, "instead of the file's trials"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, help=meaning)
     parser.add_argument("--force", action="store_true", help="run also what is finished")
     return parser
 

@@ -15,7 +15,7 @@ import yaml
 from rlsgd.core.composition import composed
 from rlsgd.study.arms import Evaluation, Study
 from rlsgd.study.expansion import Run, apply_overrides, loggers, merge
-from rlsgd.study.runner import Outcome
+from rlsgd.study.processes import Outcome
 from rlsgd.study.summary import ArmSummary
 from rlsgd.study.tables import shown, table
 

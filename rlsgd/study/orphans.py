@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -36,22 +36,36 @@ def record_process(folder: Path, pid: int) -> None:
     (folder / PROCESS).write_text(json.dumps(identity(pid)) + "\n", encoding="utf-8")
 
 
-def end_orphans(out: Path, grace_seconds: float) -> None:
+def end_orphans(out: Path, grace_seconds: float, *, spared: Collection[Path] = ()) -> None:
     """End every run in a study's folder that an earlier study, killed since, has left at work.
 
     Args:
         out: the study's folder, which no other study is running in.
         grace_seconds: between asking a run to end and killing it.
+        spared: folders of runs that are not ended.
 
     Raises:
         ValueError: a run's process lives and cannot be told from others.
     """
     for lock in sorted(out.glob(f"*/*/{ALIVE}")):
-        if _is_held(lock):
-            _end(lock.parent, lambda lock=lock: not _is_held(lock), grace_seconds)
+        if lock.parent not in spared and _is_held(lock):
+            end_run(lock.parent, grace_seconds, is_orphan=True)
 
 
-def _end(folder: Path, is_over: Callable[[], bool], grace_seconds: float) -> None:
+def end_run(folder: Path, grace_seconds: float, *, is_orphan: bool = False) -> None:
+    """End the processes of one run, if there are any.
+
+    Args:
+        folder: of the run.
+        grace_seconds: between asking it to end and killing it.
+        is_orphan: say that it outlived its study.
+
+    Raises:
+        ValueError: its process lives and cannot be told from others, or cannot be ended.
+    """
+    lock = folder / ALIVE
+    if not lock.exists() or not _is_held(lock):
+        return
     record = _recorded(folder)
     pid = record.get("pid") if record else None
     if record is None or not isinstance(pid, int) or not (is_alive(record) or group_members(pid)):
@@ -59,18 +73,19 @@ def _end(folder: Path, is_over: Callable[[], bool], grace_seconds: float) -> Non
             f"--out: {folder} is still written to by a process of an earlier study, which "
             f"{folder / PROCESS} does not name; end it, or change --out"
         )
-    print(
-        f"rlsgd study: {folder}: process {pid} of a study that was killed is still at work; it is "
-        "ended, and the run begins anew",
-        file=sys.stderr,
-        flush=True,
-    )
+    if is_orphan:
+        print(
+            f"rlsgd study: {folder}: process {pid} of a study that was killed is still at work; it "
+            "is ended, and the run begins anew",
+            file=sys.stderr,
+            flush=True,
+        )
     for number, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, _KILL_SECONDS)):
         with suppress(ProcessLookupError):
             os.killpg(pid, number)
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if is_over():
+            if not _is_held(lock):
                 return
             time.sleep(_POLL_SECONDS)
     raise ValueError(f"--out: process {pid} in {folder} cannot be ended; end it, or change --out")

@@ -17,11 +17,11 @@ from rich.progress import (
 )
 
 from rlsgd.study.expansion import Run
+from rlsgd.study.processes import Outcome
 from rlsgd.study.results import REWARD, epoch_series, read_metrics
-from rlsgd.study.runner import Outcome
 
 _REFRESH_SECONDS = 1.0
-STATUS_STYLES = {"finished": "green", "diverged": "yellow", "failed": "red"}
+STATUS_STYLES = {"finished": "green", "diverged": "yellow", "pruned": "yellow", "failed": "red"}
 
 
 class StudyProgress:
@@ -56,6 +56,10 @@ class StudyProgress:
         traceback: TracebackType | None,
     ) -> None:
         self._progress.stop()
+
+    def expect(self, total: int) -> None:
+        """There are so many runs in all, as a search has found."""
+        self._progress.update(self._overall, total=total)
 
     def started(self, run: Run) -> None:
         """Add the run's bar: epochs, and the reward so far."""

@@ -18,7 +18,7 @@ import rlsgd
 from rlsgd.study.arms import Study
 from rlsgd.study.as_run import optimizers_of
 from rlsgd.study.expansion import Run
-from rlsgd.study.runner import Outcome
+from rlsgd.study.processes import Outcome
 from rlsgd.study.scores import SCORES
 
 Rows = list[dict[str, float]]

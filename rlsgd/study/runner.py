@@ -1,37 +1,24 @@
-"""Run a study's processes: launch, wait, skip what is done, stop cleanly."""
+"""Run a study's runs: launch, wait, skip what is done, stop cleanly."""
 
 from __future__ import annotations
 
 import fcntl
-import json
-import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Protocol
-
-import yaml
+from typing import Any, Protocol
 
 from rlsgd.study.expansion import Run
-from rlsgd.study.orphans import end_orphans, life_lock, record_process
+from rlsgd.study.processes import Outcome
 
 FIT_COMMAND = (sys.executable, "-m", "rlsgd.cli.main", "fit")
 TEST_COMMAND = (*FIT_COMMAND[:-1], "test")
-DIVERGED_EXIT_STATUS = 3  # `rlsgd fit`, on weights or a loss that are no longer finite
+KEPT = ("finished", "diverged")
 
 _POLL_SECONDS = 0.05
-_GRACE_SECONDS = 10.0  # between asking a process to end and killing it
-_THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
 
 
 class Interrupted(Exception):
@@ -42,23 +29,6 @@ class Interrupted(Exception):
         self.signum = signum
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a run ended; written to its `run.json`.
-
-    Args:
-        status: "finished", "diverged" (non-finite weights or loss) or "failed".
-        exit_status: Of the process.
-        seconds: Wall-clock time of the process.
-        fingerprint: Of the configuration that ran.
-    """
-
-    status: str
-    exit_status: int
-    seconds: float
-    fingerprint: str
-
-
 class Monitor(Protocol):
     """Told of what happens; see `rlsgd.study.progress` for the one that draws bars."""
 
@@ -67,12 +37,27 @@ class Monitor(Protocol):
     def ended(self, run: Run, outcome: Outcome, *, skipped: bool) -> None: ...
 
 
-@dataclass
-class _Child:
-    run: Run
-    process: subprocess.Popen[bytes]
-    log: IO[bytes]
-    start: float
+class Launcher(Protocol):
+    """Where runs are computed: `Processes` of this machine, or `Jobs` of a cluster."""
+
+    def recover(self, runs: Sequence[Run], out: Path) -> dict[Run, Any]:
+        """What an earlier study left at work: ended, or, by its run, to be waited for."""
+        ...
+
+    def launch(self, run: Run, command: Sequence[str]) -> Any: ...
+
+    def outcome(self, started: Any) -> Outcome | None:
+        """How it ended; None as long as it has not."""
+        ...
+
+    def stop(self, started: Sequence[Any]) -> None:
+        """End what is still at work."""
+        ...
+
+
+def is_never_hopeless(run: Run) -> bool:
+    """No run is stopped early."""
+    return False
 
 
 def run_all(
@@ -81,9 +66,11 @@ def run_all(
     monitor: Monitor,
     *,
     jobs: int,
-    threads_per_job: int,
+    launcher: Launcher,
     force: bool = False,
+    kept: Collection[str] = KEPT,
     command: Sequence[str] = FIT_COMMAND,
+    is_hopeless: Callable[[Run], bool] = is_never_hopeless,
 ) -> list[Outcome]:
     """Run every run that is not done already, `jobs` at a time, each in its own process.
 
@@ -95,34 +82,38 @@ def run_all(
         out: The study's folder; nothing outside it is written or moved.
         monitor: Told of every start, wait and end.
         jobs: Runs at a time.
-        threads_per_job: Threads of each process.
+        launcher: Starts and ends them.
         force: Run also what is done.
+        kept: How a run has ended that is done.
         command: Launched with `--config BASE --config OVERLAY`.
+        is_hopeless: Asked while a run is at work; it is then stopped, and its end is "pruned".
 
     Returns:
         The outcomes, in the order of `runs`.
 
     Raises:
         ValueError: Another study is running in `out`.
-        Interrupted: SIGINT or SIGTERM came; every process was ended first.
+        Interrupted: SIGINT or SIGTERM came; every run was ended first.
     """
     out.mkdir(parents=True, exist_ok=True)
     outcomes: dict[Path, Outcome] = {}
     waiting: list[Run] = []
-    children: list[_Child] = []
-    environment = _environment(threads_per_job)
+    at_work: dict[Run, Any] = {}
+
+    def end(run: Run, outcome: Outcome) -> None:
+        del at_work[run]
+        outcomes[run.folder] = outcome
+        monitor.ended(run, outcome, skipped=False)
 
     def reap() -> None:
-        for child in [child for child in children if child.process.poll() is not None]:
-            children.remove(child)
-            outcomes[child.run.folder] = outcome = _finish(child)
-            monitor.ended(child.run, outcome, skipped=False)
+        for run, started in list(at_work.items()):
+            if (outcome := launcher.outcome(started)) is not None:
+                end(run, outcome)
 
     with _exclusive(out), _caught_signals() as caught:
-        end_orphans(out, _GRACE_SECONDS)
         for run in runs:
-            done = None if force else _done(run)
-            if done is None:
+            done = None if force else Outcome.of(run)
+            if done is None or done.status not in kept:
                 waiting.append(run)
             else:
                 outcomes[run.folder] = done
@@ -130,74 +121,40 @@ def run_all(
         for run in waiting:
             _require_inside(run.folder, out)
         try:
-            while (waiting or children) and not caught:
-                while len(children) < jobs and not caught:
+            for run, started in launcher.recover(waiting, out).items():
+                at_work[run] = started
+                waiting.remove(run)
+                monitor.started(run)
+            while (waiting or at_work) and not caught:
+                while len(at_work) < jobs and not caught:
                     run = next((run for run in waiting if run.after in {None, *outcomes}), None)
                     if run is None:
                         break
                     waiting.remove(run)
                     _clear(run.folder, out)
-                    children.append(_launch(run, command, environment))
+                    at_work[run] = launcher.launch(run, command)
                     monitor.started(run)
                 time.sleep(_POLL_SECONDS)
                 reap()
-                for child in children:
-                    monitor.running(child.run)
+                for run, started in list(at_work.items()):
+                    monitor.running(run)
+                    if is_hopeless(run):
+                        launcher.stop([started])
+                        end(run, prune(run))
         finally:
             reap()  # a run that ended in this moment counts as what it is
-            _terminate(children)
+            launcher.stop(list(at_work.values()))
         if caught:
             raise Interrupted(caught[0])
     return [outcomes[run.folder] for run in runs]
 
 
-def _environment(threads: int) -> dict[str, str]:
-    limits = dict.fromkeys(_THREAD_VARIABLES, str(threads))
-    return os.environ | limits | {"PYTHONUNBUFFERED": "1"}
-
-
-def _launch(run: Run, command: Sequence[str], environment: dict[str, str]) -> _Child:
-    run.folder.mkdir(parents=True)
-    overlay = run.folder / "overlay.yaml"
-    overlay.write_text(yaml.safe_dump(run.overlay, sort_keys=False), encoding="utf-8")
-    log = (run.folder / "log.txt").open("wb")
-    # A session of its own: Ctrl-C reaches the study alone, and ending it takes its workers along.
-    with life_lock(run.folder) as lock:
-        process = subprocess.Popen(
-            [*command, "--config", str(run.config), "--config", str(overlay)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-            pass_fds=[lock.fileno()],
-        )
-    record_process(run.folder, process.pid)
-    return _Child(run, process, log, time.monotonic())
-
-
-def _finish(child: _Child) -> Outcome:
-    child.log.close()
-    status = {0: "finished", DIVERGED_EXIT_STATUS: "diverged"}
-    outcome = Outcome(
-        status=status.get(child.process.returncode, "failed"),
-        exit_status=child.process.returncode,
-        seconds=round(time.monotonic() - child.start, 1),
-        fingerprint=child.run.fingerprint,
-    )
-    partial = child.run.folder / "run.json.partial"
-    partial.write_text(json.dumps(asdict(outcome), indent=2) + "\n", encoding="utf-8")
-    partial.replace(child.run.folder / "run.json")
+def prune(run: Run) -> Outcome:
+    """Note that a run is given up, or was never begun, because its rate is hopeless."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    outcome = Outcome(status="pruned", exit_status=0, seconds=0.0, fingerprint=run.fingerprint)
+    outcome.write(run.folder)
     return outcome
-
-
-def _done(run: Run) -> Outcome | None:
-    try:
-        outcome = Outcome(**json.loads((run.folder / "run.json").read_text(encoding="utf-8")))
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
-        return None
-    same = outcome.fingerprint == run.fingerprint
-    return outcome if same and outcome.status in {"finished", "diverged"} else None
 
 
 def _require_inside(folder: Path, out: Path) -> None:
@@ -213,23 +170,6 @@ def _clear(folder: Path, out: Path) -> None:
     replaced.mkdir(exist_ok=True)
     number = sum(1 for _ in replaced.iterdir()) + 1
     folder.rename(replaced / f"{number:04d}-{folder.parent.name}-{folder.name}")
-
-
-def _terminate(children: list[_Child]) -> None:
-    for child in children:
-        _signal(child, signal.SIGTERM)
-    deadline = time.monotonic() + _GRACE_SECONDS
-    for child in children:
-        with suppress(subprocess.TimeoutExpired):
-            child.process.wait(max(0.0, deadline - time.monotonic()))
-        _signal(child, signal.SIGKILL)  # also its workers, should they have outlived it
-        child.process.wait()
-        child.log.close()
-
-
-def _signal(child: _Child, signum: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(child.process.pid, signum)
 
 
 @contextmanager

@@ -8,8 +8,8 @@ import yaml
 
 from rlsgd.study.arms import Arm, Study
 from rlsgd.study.expansion import expand_runs
+from rlsgd.study.processes import Outcome
 from rlsgd.study.results import run_record, study_record
-from rlsgd.study.runner import Outcome
 
 COMMAND = "rlsgd study configs/studies/toy.yaml"
 TENSORS = ("model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight")

@@ -7,9 +7,9 @@ import torch
 from rlsgd.optimizers.arguments import read_back
 from rlsgd.study.arms import Arm, Study
 from rlsgd.study.expansion import expand_runs
+from rlsgd.study.processes import Outcome
 from rlsgd.study.report import markdown_report
 from rlsgd.study.results import run_record, study_record
-from rlsgd.study.runner import Outcome
 from tests.report.report_data import COMMAND, fit_config, write_run
 
 

@@ -8,9 +8,9 @@ import pytest
 import rlsgd
 from rlsgd.study.arms import load_study
 from rlsgd.study.expansion import expand_runs
+from rlsgd.study.processes import Outcome
 from rlsgd.study.report import markdown_report
 from rlsgd.study.results import epoch_series, read_metrics, run_record, study_record
-from rlsgd.study.runner import Outcome
 
 SGD = {
     "name": "sgd",

@@ -13,8 +13,8 @@ import yaml
 
 from rlsgd.core.processes import identity
 from rlsgd.core.types import DivergedError
-from rlsgd.study import runner
-from rlsgd.study.runner import DIVERGED_EXIT_STATUS
+from rlsgd.study import processes
+from rlsgd.study.processes import DIVERGED_EXIT_STATUS
 
 SGD = {"name": "sgd", "optimizer": "torch.optim.SGD", "learning_rate": 0.01}
 
@@ -136,7 +136,7 @@ def test_a_signal_ends_the_runs_and_leaves_finished_ones_finished(
 
 
 def test_a_run_that_ignores_sigterm_is_killed(write_study, run_study, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.2)
     arms = [SGD | {"overrides": {"fake.sleep": True, "fake.stubborn": True}}]
     pids: list[int] = []
 
