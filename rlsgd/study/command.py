@@ -58,8 +58,8 @@ SEARCHES: dict[str, Callable[..., Study]] = {"optuna": _optuna}
 _DESCRIPTION = """\
 Run every arm of a study with every seed, each in a process of its own, and write OUT/report.md,
 OUT/results.json and OUT/plots. Runs that finished with the same configuration are kept, so the
-same command goes on where it was interrupted. Exit status: 0 if every run finished or diverged,
-1 if one failed, 2 if CONFIG is wrong.
+same command goes on where it was interrupted. Exit status: 0 if no run failed, 1 if one did,
+2 if CONFIG is wrong.
 """
 
 

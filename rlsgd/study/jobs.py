@@ -178,7 +178,11 @@ class Jobs:
             "fingerprint": run.fingerprint,
         }
         _write(run, record)  # before the job can begin
-        job = self.executor.submit(Work(run, tuple(command), self.threads, record["token"]))
+        try:
+            job = self.executor.submit(Work(run, tuple(command), self.threads, record["token"]))
+        except RuntimeError as error:  # the cluster refused it
+            (run.folder / JOB).unlink()
+            raise ValueError(f"--launcher submitit: {error}") from error
         process = identity(int(job.job_id)) if self.cluster == "local" else None
         _write(run, {**record, "id": job.job_id, "process": process})
         return Sent(run, job, process)

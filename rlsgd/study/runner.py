@@ -150,11 +150,18 @@ def run_all(
 
 
 def prune(run: Run) -> Outcome:
-    """Note that a run is given up, or was never begun, because its rate is hopeless."""
+    """Note that a run is given up, because its rate is hopeless."""
     run.folder.mkdir(parents=True, exist_ok=True)
     outcome = Outcome(status="pruned", exit_status=0, seconds=0.0, fingerprint=run.fingerprint)
     outcome.write(run.folder)
     return outcome
+
+
+def leave_out(run: Run, out: Path) -> Outcome:
+    """Note the same of a run that was never begun; what is in its folder is of another one."""
+    _require_inside(run.folder, out)
+    _clear(run.folder, out)
+    return prune(run)
 
 
 def _require_inside(folder: Path, out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -12,11 +13,11 @@ from rlsgd.study.arms import Study
 from rlsgd.study.expansion import Run, expand_runs
 from rlsgd.study.processes import Outcome
 from rlsgd.study.results import epoch_series, read_metrics
-from rlsgd.study.runner import Launcher, Monitor, prune, run_all
+from rlsgd.study.runner import Launcher, Monitor, leave_out, run_all
 from rlsgd.study.scores import SCORES, Score
 
 DATABASE = "search.db"  # in the study's folder
-RATE, FAILED = "learning_rate", "failed"
+RATE, FAILED, OF = "learning_rate", "failed", "fingerprints"
 RATES_BEFORE_PRUNING = 3
 KEPT = (*runner.KEPT, "pruned")
 SAID = (
@@ -89,7 +90,8 @@ def searched(
         command: Of the runs.
 
     Raises:
-        ValueError: Optuna is not installed, or a search cannot be forced.
+        ValueError: Optuna is not installed, a search cannot be forced, or `search.db` was made with
+            another configuration or other seeds.
     """
     if force:
         raise ValueError("--force: a search has no list of runs; use another --out")
@@ -116,6 +118,7 @@ def searched(
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=RATES_BEFORE_PRUNING),
             )
             alone = replace(study, arms=[arm], search=None, trials=None)
+            _require_same(found, alone)
             _search(alone, found, study.trials or len(arm.rates), max(1, jobs), run)
             arm = replace(arm, learning_rate=tried(found))
         arms.append(arm)
@@ -131,6 +134,17 @@ def tried(found: Any) -> list[float]:
         if trial.state.name in ("COMPLETE", "PRUNED") or trial.user_attrs.get(FAILED)
     ]
     return list(dict.fromkeys(ended))
+
+
+def _require_same(found: Any, study: Study) -> None:
+    """Refuse to mix trials of two configurations; their rates alone may differ."""
+    of = [run.fingerprint for run in _runs(study, 1.0)]
+    if found.user_attrs.setdefault(OF, of) != of:
+        raise ValueError(
+            f"--search: {study.folder / DATABASE} was made with another configuration or other "
+            f"seeds of arm {study.arms[0].name!r}; use another --out"
+        )
+    found.set_user_attr(OF, of)
 
 
 def _search(study: Study, found: Any, trials: int, at_once: int, run: Callable[..., Any]) -> None:
@@ -153,7 +167,7 @@ def _search(study: Study, found: Any, trials: int, at_once: int, run: Callable[.
         going_on = [t for t, end in zip(batch, ends, strict=True) if end.status == "finished"]
         run([run for trial in going_on for run in trial.runs[1:]])
         for trial in batch:
-            _tell(found, trial)
+            _tell(found, trial, study.folder.resolve())
 
 
 def _runs(study: Study, rate: float) -> list[Run]:
@@ -161,12 +175,12 @@ def _runs(study: Study, rate: float) -> list[Run]:
     return expand_runs(replace(study, arms=[replace(arm, learning_rate=[rate])]))
 
 
-def _tell(found: Any, trial: Trial) -> None:
+def _tell(found: Any, trial: Trial, out: Path) -> None:
     """Tell Optuna how a rate ended; the seeds that were not run count as pruned."""
     from optuna.trial import TrialState
 
     trial.is_hopeless()  # reports what it measured since
-    ends = [Outcome.of(run) or prune(run) for run in trial.runs]
+    ends = [Outcome.of(run) or leave_out(run, out) for run in trial.runs]
     statuses = {end.status for end in ends}
     values = trial.values()
     if statuses == {"finished"} and len(values) == len(trial.runs):

@@ -84,7 +84,7 @@ def test_hopeless_rates_are_given_up_and_the_best_is_reported(path, fake, trace,
     assert "searched by Optuna" in report
 
 
-def test_a_killed_search_goes_on_with_the_rate_it_was_at(path, fake, trace, tmp_path):
+def test_a_killed_search_goes_on_with_the_rate_it_was_at(path, fake, trace, tmp_path, capsys):
     out = tmp_path / "out"
     assert main([str(path), "--trials", "2"], command=fake) == 0
     done = trace.read_text()
@@ -112,6 +112,8 @@ def test_a_killed_search_goes_on_with_the_rate_it_was_at(path, fake, trace, tmp_
     assert main([str(path), "--trials", "4"], command=fake) == 0
     assert trace.read_text() == before, "everything was done"
     assert len(json.loads((out / "results.json").read_text())["arms"]) == 8
+    assert main([str(path), "--seeds", "0"], command=fake) == 2
+    assert "search.db was made with another configuration" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
