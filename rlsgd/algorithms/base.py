@@ -181,7 +181,7 @@ class PolicyModule(LightningModule):
         """
         if not self.is_logging:
             return
-        alone = self.trainer.world_size == 1
+        alone = self._trainer is not None and self._trainer.world_size == 1
         if isinstance(value, int | float):
             value = torch.tensor(value, dtype=torch.get_default_dtype())
             value = value if alone else value.to(self.device, non_blocking=True)

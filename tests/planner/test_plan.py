@@ -154,6 +154,7 @@ def test_peak_of_the_rollout(which: str, shape: tuple[int, int, int], large_voca
                 stop_token_ids=[],
                 pad_token_id=0,
                 seed=0,
+                with_entropy=True,  # as in training
             )
     model = load_architecture(str(folder))
     peaks = plan(model, measure_optimizer("FusedBackwardSGD", 4), on_cpu(*shape)).peaks
