@@ -107,8 +107,7 @@ def noise_table() -> str:
 def rates_table() -> str:
     """Rates that `rlsgd rates` carried over from AdamW's best, beside those that a grid found."""
     lines = [
-        "| run | optimizer | carried over | best of the grid | factor"
-        " | score at the nearest | best |",
+        "| run | optimizer | carried over | best of the grid | factor | score, nearest | best |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, (kind, optimizers) in CARRIED.items():
