@@ -186,12 +186,17 @@ def events(run: Path) -> dict[str, list[tuple[int, str]]]:
     Hyperparameters are written whenever a run starts or goes on: what is equal counts once.
     """
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     found: dict[str, list[tuple[int, str]]] = {}
     for path in sorted(run.glob("events.out.tfevents.*")):
         for event in EventFileLoader(str(path)).Load():
             for value in event.summary.value:
                 if not any(word in value.tag for word in MEASURED):
+                    if value.tag.startswith(HYPERPARAMETERS):  # a mapping has no order in its bytes
+                        stored = value.metadata.plugin_data
+                        inner = HParamsPluginData.FromString(stored.content)
+                        stored.content = inner.SerializeToString(deterministic=True)
                     data = hashlib.sha256(value.SerializeToString(deterministic=True))
                     entries = found.setdefault(value.tag, [])
                     entry = event.step, data.hexdigest()

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from rlsgd.models import loading as models
+from rlsgd.models import names
 from rlsgd.models.loading import (
     EMBEDDED,
     load_policy,
@@ -122,7 +123,7 @@ def test_resolve_model_knows_folders_prepared_models_and_hub_names(
     assert resolve_model("embedded") == str(EMBEDDED)
     assert resolve_model("folder") == "folder"
     assert resolve_model("prepared") == str(tmp_path / "cache" / "prepared")
-    monkeypatch.setattr(models, "require_hub", lambda *_, **__: None)  # it has it
+    monkeypatch.setattr(names, "require_hub", lambda *_, **__: None)  # it has it
     assert resolve_model("owner/name") == "owner/name"
     monkeypatch.setenv("RLSGD_CACHE", "")
     assert models.cache_folder() == Path.home() / ".cache" / "rlsgd"

@@ -79,10 +79,10 @@ class Batch:
         """Ids and indices, once for all layers.
 
         Ids of the rows with their last token and the mask that spreads scores over them, 9 B (T +
-        1); the K columns that are scored and the mask that takes S tokens from them: 8 K + B K.
+        1); the K columns that are scored and the places of the S tokens in them: 8 (K + S).
         """
         whole = self.rows * (self.tokens + 1)
-        return (INT64 + 1) * whole + INT64 * self.scored + self.scores
+        return (INT64 + 1) * whole + INT64 * (self.scored + self.scores)
 
     def select_bytes(self, model: Architecture, dtypes: Dtypes) -> int:
         """What stands beside the head's input while it is scored, and is freed then.
