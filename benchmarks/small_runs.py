@@ -143,6 +143,8 @@ def contents(folder: Path) -> dict[str, Any]:
     for path in sorted(run.glob("*.jsonl")):
         found[path.name] = path.read_text(encoding="utf-8").splitlines()
     for path in sorted([*run.glob("deltas/*"), *run.glob("hf/*")]):
+        if path.name == "README.md":  # the model's card tells of times, and how the run was started
+            continue
         found[str(path.relative_to(run))] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found | {f"TensorBoard: {k}": v for k, v in events(run).items()}
 

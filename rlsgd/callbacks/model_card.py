@@ -76,8 +76,7 @@ def _optimizer(optimizer: Any) -> str:
     """Class, and the numbers of its first group; the rate is the one that it began with."""
     group = optimizer.param_groups[0]
     numbers = {k: v for k, v in group.items() if isinstance(v, Number | tuple) and v is not None}
-    numbers["lr"] = group.get("initial_lr", group["lr"])
-    numbers.pop("initial_lr", None)
+    numbers |= {"lr": numbers.pop("initial_lr")} if "initial_lr" in numbers else {}
     rows = {name: f"{value}" for name, value in numbers.items()}
     return _table({"optimizer": type(optimizer).__name__, **rows})
 
