@@ -32,6 +32,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlsgd.models.names import resolve_model
+from rlsgd.study.results import machine
 
 CHANGED, CLOSE = 0.009, 2e-5
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -94,12 +95,6 @@ def run(command: list[str], out: Path | None = None, until: str | None = None) -
     return found | ({"mb": out.stat().st_size / 1e6} if out else {})
 
 
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -146,7 +141,7 @@ def main(arguments: list[str]) -> None:
     versions = {name: version(name) for name in ("torch", "numpy", "safetensors", "rlsgd")}
     record: dict[str, Any] = {
         **made,
-        "cpu": processor(),
+        "cpu": machine()["processor"],
         "versions": {**versions, "python": platform.python_version(), "weightscope": shown.strip()},
         "repeats": options.repeats,
         "medians": medians,

@@ -9,9 +9,7 @@ turns, the smallest of each, since another job only ever adds. `limit` is (1 - z
 from __future__ import annotations
 
 import argparse
-import platform
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -21,6 +19,7 @@ from rlsgd.algorithms import GRPO
 from rlsgd.core.types import Experience
 from rlsgd.models.scoring import prove_scoring
 from rlsgd.rollout.loader import ExperienceLoader
+from rlsgd.study.results import machine
 
 GROUP_SIZE, PROMPT_TOKENS, COMPLETION_TOKENS = 8, 32, 48
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -56,14 +55,6 @@ def seconds(module: Any, trainer: Any, rollout: Experience) -> float:
     for batch in ExperienceLoader(trainer.datamodule, trainer):
         module.loss(batch).backward()
     return time.perf_counter() - began
-
-
-def processor() -> str:
-    """The model that /proc/cpuinfo tells, on Linux."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def main() -> None:
@@ -107,7 +98,8 @@ def main() -> None:
             if turn:  # the first one warms up
                 times[share].append(spent)
     whole = min(times[0.0])
-    print(f"{processor()}, {torch.get_num_threads()} threads, {given.model}, best of {given.turns}")
+    where = f"{machine()['processor']}, {torch.get_num_threads()} threads"
+    print(f"{where}, {given.model}, best of {given.turns}")
     print("| without gradient | update | of the whole | limit |\n|---|---|---|---|")
     for share, measured in times.items():
         ratio = min(measured) / whole

@@ -86,8 +86,7 @@ class NoiseScale(ModelCallback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        parts = batch.with_left_out() if isinstance(batch, Microbatch) else [batch]
-        self.rows.append(sum(map(len, parts)))  # idle rows have a gradient too, which is 0
+        self.rows.append(rows_of(batch))
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.is_due(trainer):
@@ -148,6 +147,11 @@ class NoiseScale(ModelCallback):
         place = {"epoch": trainer.current_epoch, "global_step": trainer.global_step}
         record = {"total": metrics, "kinds": {k: vars(noise) for k, noise in kinds.items()}}
         append_jsonl(trainer, f"{self.prefix}noise_scale.jsonl", place | record)
+
+
+def rows_of(batch: Any) -> int:
+    """Rows of a microbatch, with those left out of it: they have a gradient too, which is 0."""
+    return sum(map(len, batch.with_left_out() if isinstance(batch, Microbatch) else [batch]))
 
 
 def gradients(model: nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -78,15 +79,24 @@ def device_bytes(trainer: Any) -> int | None:
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
-def check_memory(trainer: Any, model: PolicyModule, settings: dict[str, Any]) -> None:
+def check_memory(
+    trainer: Any, model: PolicyModule, settings_of: Callable[[], dict[str, Any]]
+) -> None:
     """Refuse a run that cannot fit its GPU, where the planner knows its model and its sampling.
+
+    Args:
+        trainer: of the run.
+        model: that is trained.
+        settings_of: gives all settings as plain data; not called where there is no GPU.
 
     Raises:
         ValueError: names the flag, the bytes, and what would fit.
     """
     gpu_bytes = device_bytes(trainer)
-    setup = None if gpu_bytes is None else setup_of(settings, trainer.world_size)
-    if gpu_bytes is None or setup is None:
+    if gpu_bytes is None:
+        return
+    settings = settings_of()
+    if (setup := setup_of(settings, trainer.world_size)) is None:
         return
     try:
         architecture = load_architecture(model.policy_path)

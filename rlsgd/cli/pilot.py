@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import save_file
-from torch import Tensor
 
 from rlsgd.callbacks import IterationProgress
+from rlsgd.callbacks.noise_scale import gradients, rows_of
 from rlsgd.cli.readback import OptimizerArguments
 from rlsgd.cli.training import TrainingCLI
-from rlsgd.core.types import Microbatch
 
 
 class KeepGradients(Callback):
@@ -43,16 +42,14 @@ class KeepGradients(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        parts = batch.with_left_out() if isinstance(batch, Microbatch) else [batch]
-        self._rows += sum(map(len, parts))
+        self._rows += rows_of(batch)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        found: dict[str, Tensor] = {}
-        for name, parameter in pl_module.policy.named_parameters():  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-            if parameter.grad is not None:
-                found[name] = parameter.grad.detach().float().cpu().contiguous()
+        policy = pl_module.policy
+        assert isinstance(policy, torch.nn.Module)
+        found = {n: gradient.float().cpu().contiguous() for n, gradient in gradients(policy)}
         path = self.folder / f"{len(self.files)}.safetensors"
         save_file(found, path)
         self.files.append(path)

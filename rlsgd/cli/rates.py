@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
+import os
 import random
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,17 +43,24 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+class RatesParser(PlainParser):
+    """Keeps what it does not know, in `fit`, for the parser of `rlsgd fit`."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        own, own.fit = self.parse_known_args(args, namespace)
+        return own
+
+
 def main(argv: Sequence[str]) -> int:
     """Run `rlsgd rates` and return its exit status."""
-    parser = PlainParser(
+    parser = RatesParser(
         prog="rlsgd rates",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--pilots", type=int, default=8, help="iterations of the pilot, even; default 8"
-    )
+    what = "iterations of the pilot, even; default 8"
+    parser.add_argument("--pilots", type=int, default=8, help=what)
     parser.add_argument(
         "--steps", type=int, help=f"steps to look ahead; default: the run's, at most {MOST_STEPS}"
     )
@@ -63,51 +69,40 @@ def main(argv: Sequence[str]) -> int:
         action="append",
         default=[],
         metavar="CLASS",
-        help="further optimizer by its import path, with its own defaults; may be given again",
+        help="further optimizer by its class path, with its own defaults, or a JSON object of "
+        "class_path and init_args; may be given again",
     )
     parser.add_argument("--json", metavar="FILE", help="file to write the numbers to")
-    own, fit = parser.parse_known_args(list(argv))
-    if {"-h", "--help"} & set(fit):
-        parser.print_help()
-        return 0
-    return run_command("rates", [], PlainParser(), lambda _: run(own, fit))
+    return run_command("rates", argv, parser, run)
 
 
-def run(own: argparse.Namespace, fit: list[str]) -> None:
+def run(given: argparse.Namespace) -> None:
     """Pilot, shadows and table."""
-    if own.pilots < 4 or own.pilots % 2:
-        raise UsageError(f"--pilots {own.pilots}: an even number from 4, half to measure the gain")
-    if own.steps is not None and own.steps < 1:
-        raise UsageError(f"--steps {own.steps}: at least 1")
-    candidates = {name: (load(path), options) for name, (path, options) in CANDIDATES.items()}
-    candidates |= {path: (load(path), {}) for path in own.optimizer}
-    sys.path.append(".")
+    if given.pilots < 4 or given.pilots % 2:
+        raise UsageError(
+            f"--pilots {given.pilots}: an even number from 4, half to measure the gain"
+        )
+    if given.steps is not None and given.steps < 1:
+        raise UsageError(f"--steps {given.steps}: at least 1")
+    sys.path.append(os.getcwd())  # where a class of one's own may be
     from rlsgd.cli.pilot import Pilot
+    from rlsgd.planner.optimizers import class_and_arguments
 
+    named = CANDIDATES | {spec: (spec, {}) for spec in given.optimizer}
+    candidates = {}
+    for name, (spec, options) in named.items():
+        kind, more = class_and_arguments(spec)
+        candidates[name] = partial(kind, **{"lr": 1e-3} | more | options)
     with tempfile.TemporaryDirectory(prefix="rlsgd-rates-") as folder:
-        pilot = Pilot.measure(fit, Path(folder), own.pilots)
-        record = measure(pilot, candidates, own.steps)
+        pilot = Pilot.measure(given.fit, Path(folder), given.pilots)
+        record = measure(pilot, candidates, given.steps)
     print("\n".join(lines(record)))
-    if own.json:
-        Path(own.json).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def load(path: str) -> type:
-    """The optimizer class of an import path.
-
-    Raises:
-        UsageError: there is none.
-    """
-    module, _, name = path.rpartition(".")
-    with suppress(ImportError, ValueError, AttributeError):
-        found = getattr(importlib.import_module(module), name)
-        if isinstance(found, type):
-            return found
-    raise UsageError(f"--optimizer {path}: there is no such class; give its import path")
+    if given.json:
+        Path(given.json).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(
-    pilot: Pilot, candidates: dict[str, tuple[type, dict[str, Any]]], steps: int | None
+    pilot: Pilot, candidates: dict[str, Callable[..., Any]], steps: int | None
 ) -> dict[str, Any]:
     """Noise and gains of a pilot, as plain data."""
     import torch
@@ -120,18 +115,20 @@ def measure(
         raise UsageError(f"--pilots: it made {len(files)} optimizer steps; 4 are needed")
     per_epoch = len(files) / pilot.keep.epochs
     steps = steps or min(MOST_STEPS, round(pilot.max_epochs * per_epoch))
-    products = torch.stack([torch.stack([inner(read(a), read(b)) for b in files]) for a in files])
+    products = torch.zeros(len(files), len(files), dtype=torch.float64)
+    for i, file in enumerate(files):
+        gradient = read(file)
+        for j in range(i, len(files)):
+            products[i, j] = products[j, i] = inner(gradient, read(files[j]))
     noise = noise_of_products(products, rows[0])
     ratio = noise.signal_to_noise(rows[0])
     own = pilot.anchor
-    makers: dict[str, Callable[..., Any]] = {"own": own}
-    makers |= {
-        name: partial(kind, lr=1e-3, **options) for name, (kind, options) in candidates.items()
-    }
+    makers = {"own": own, **candidates}
+    means = [mean(files[1::2]), mean(files[::2])]
     gains = {}
     for name, make in makers.items():
         print(f"rlsgd: {name}: {steps} steps with each half of the gradients", flush=True)
-        gains[name] = gains_of(pilot, make, steps)
+        gains[name] = gains_of(pilot, make, steps, means)
     optimizer = own([torch.nn.Parameter(torch.zeros(2, 2)) for _ in range(2)])
     rate = float(optimizer.param_groups[0]["lr"])
     base = sum(gains["own"])
@@ -158,21 +155,29 @@ def measure(
     }
 
 
-def gains_of(pilot: Pilot, make: Callable[..., Any], steps: int) -> list[float]:
+def gains_of(
+    pilot: Pilot, make: Callable[..., Any], steps: int, means: list[dict[str, Tensor]]
+) -> list[float]:
     """First-order gain at rate 1, driven by one half of the gradients and measured by the other."""
-    import torch
-
     from rlsgd.optimizers.shadow import displacement
 
     model: Any = pilot.model
     parameters = dict(model.policy.named_parameters())
-    files = pilot.keep.files
     found = []
-    for driving, measuring in ((files[::2], files[1::2]), (files[1::2], files[::2])):
-        order = random.Random(0).choices(driving, k=steps)
+    for start, other in enumerate(means):
+        order = random.Random(0).choices(pilot.keep.files[start::2], k=steps)
         moved = displacement(make, parameters, map(read, order), clipping(*pilot.clipping))
-        found.append(-float(torch.stack([inner(moved, read(f)) for f in measuring]).mean()))
+        found.append(-float(inner(moved, other)))
     return found
+
+
+def mean(files: Sequence[Path]) -> dict[str, Tensor]:
+    """Mean gradient by name; where one has none it counts as 0."""
+    total: dict[str, Tensor] = {}
+    for file in files:
+        for name, gradient in read(file).items():
+            total[name] = gradient / len(files) + total.get(name, 0)
+    return total
 
 
 def clipping(value: float | None, algorithm: str) -> Callable[..., Any] | None:

@@ -159,7 +159,7 @@ class TrainingCLI(LightningCLI):
         for line in check_optimizers(trainer, self.model):
             say(trainer, line)
         check_disk_space(trainer, self.model)
-        check_memory(trainer, self.model, self.plain_settings())
+        check_memory(trainer, self.model, self.plain_settings)
         resumed = self.resume()
         if not trainer.fast_dev_run:
             folder = run_folder(trainer)  # on every rank
@@ -172,8 +172,10 @@ class TrainingCLI(LightningCLI):
                 raise Interrupted(signal.SIGTERM, 128 + signal.SIGTERM)
 
     def plain_settings(self) -> dict[str, Any]:
-        """All settings of the fit, as config.yaml has them."""
-        return yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_none=False))
+        """All settings of the subcommand, as config.yaml has them."""
+        assert self.subcommand is not None
+        settings = self.config[self.subcommand]
+        return yaml.safe_load(self._parser(self.subcommand).dump(settings, skip_none=False))
 
     def resume(self) -> bool:
         """Check the checkpoint, and take the logs back to it; False without one."""
@@ -197,8 +199,7 @@ class TrainingCLI(LightningCLI):
         folder, root = named_folder(settings.trainer), root_folder(settings.trainer)
         path = settings.get("ckpt_path")
         if path == "last" or (path is None and is_fit and is_requeued()):
-            plain = self._parser(self.subcommand).dump(settings, skip_none=False)
-            last = last_checkpoint(folder, root, given=yaml.safe_load(plain), go_on=is_fit)
+            last = last_checkpoint(folder, root, given=self.plain_settings(), go_on=is_fit)
             settings.ckpt_path = None if last is None else str(last)
             self.starts_over = last is None
             if last is not None and is_fit:

@@ -91,6 +91,8 @@ def test_a_tensor_of_which_all_changed_is_shorter_whole():
 def test_bytes_that_are_no_positions_are_refused(encoding, data, numel, message):
     with pytest.raises(ValueError, match=message):
         decode_positions(np.array(data, np.uint8), encoding, numel)
+    with pytest.raises(ValueError, match=message):
+        patches.decode_positions(torch.tensor(data, dtype=torch.uint8), encoding, numel)
 
 
 def test_values_that_do_not_fit_are_refused():

@@ -144,24 +144,6 @@ def test_a_parameter_is_patched_in_place():
     assert parameter.tolist() == [0.0, 5.0, 0.0] and parameter.requires_grad
 
 
-@pytest.mark.parametrize(
-    ("encoding", "data", "numel", "message"),
-    [
-        ("gaps32", [0], 1, "unknown encoding"),
-        ("bitmap", [0, 0], 8, "bitmap of 2 bytes for 8"),
-        ("bitmap", [0b1000], 3, "position 3 in a tensor of 3"),
-        ("gaps8", [1], 1, "position 1 in a tensor of 1"),
-        ("gaps8", [0, 255], 900, "has no end"),
-        ("gaps16", [0, 0, 0], 900, "3 bytes are not words of 2"),
-    ],
-)
-def test_bytes_that_are_no_positions_are_refused(
-    encoding: str, data: list[int], numel: int, message: str
-):
-    with pytest.raises(ValueError, match=message):
-        decode_positions(torch.tensor(data, dtype=torch.uint8), encoding, numel)
-
-
 def test_positions_without_their_values_are_refused():
     encoded = EncodedPatch("gaps8", torch.zeros(2, dtype=torch.uint8), torch.zeros(7).byte())
     with pytest.raises(ValueError, match="2 positions and 7 bytes"):

@@ -42,9 +42,10 @@ sys.exit(fake.get("end", 0))
 
 
 @pytest.fixture
-def fake_fit(tmp_path: Path) -> list[str]:
+def fake_fit(tmp_path: Path, request: pytest.FixtureRequest) -> list[str]:
+    """The command of this file's fit, or of the test module's own."""
     script = tmp_path / "fake_fit.py"
-    script.write_text(FAKE_FIT)
+    script.write_text(getattr(request.module, "FAKE_FIT", FAKE_FIT))
     return [sys.executable, str(script)]
 
 

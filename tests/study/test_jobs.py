@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -14,6 +13,7 @@ import pytest
 
 from rlsgd.core.processes import identity, is_alive
 from rlsgd.study.command import main
+from tests.study.studies import begin
 from tests.study.test_runner import SGD, statuses
 
 # Waits until a file `go` is there; says how it was called, and by which process.
@@ -36,24 +36,11 @@ sys.exit(overlay.get("fake", {}).get("end", 0))
 """
 CALLED = "interactive True"
 FLAGS = ["--launcher=submitit", "--cluster=local"]
-STUDY = "import sys; from rlsgd.study.command import main; sys.exit(main(sys.argv[1:4],"
-
-
-@pytest.fixture
-def fake(tmp_path: Path) -> list[str]:
-    (tmp_path / "fake.py").write_text(FAKE_FIT)
-    return [sys.executable, str(tmp_path / "fake.py")]
 
 
 @pytest.fixture
 def path(write_study) -> Path:
     return write_study(arms=[SGD], seeds=[0], job={"timeout_min": 60})
-
-
-def begin(path: Path, fake: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", f"{STUDY} command=sys.argv[4:]))", path, *FLAGS, *fake]
-    )
 
 
 def pids(folder: Path) -> tuple[int, int]:
@@ -71,20 +58,22 @@ def wait_until(happens: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-def test_jobs_end_and_are_reported(write_study, fake, trace, tmp_path):
+def test_jobs_end_and_are_reported(write_study, fake_fit, trace, tmp_path):
     (tmp_path / "go").touch()
     failing = SGD | {"name": "failing", "overrides": {"fake.end": 1}}
     path = write_study(arms=[SGD, failing], seeds=[0], jobs=2, job={"timeout_min": 60})
-    assert main([str(path), *FLAGS], command=fake) == 1
+    assert main([str(path), *FLAGS], command=fake_fit) == 1
     assert statuses(tmp_path / "out") == [("sgd", 0, "finished"), ("failing", 0, "failed")]
     assert sorted(trace.read_text().splitlines()) == [f"failing {CALLED}", f"sgd {CALLED}"]
     assert "| failing | 0 | failed |" in (tmp_path / "out/report.md").read_text()
-    assert main([str(path), *FLAGS], command=fake) == 1
+    assert main([str(path), *FLAGS], command=fake_fit) == 1
     assert len(trace.read_text().splitlines()) == 3, "what is finished is kept"
 
 
-def test_a_job_outlives_a_killed_study_and_the_next_one_waits_for_it(path, fake, trace, tmp_path):
-    study = begin(path, fake)
+def test_a_job_outlives_a_killed_study_and_the_next_one_waits_for_it(
+    path, fake_fit, trace, tmp_path
+):
+    study = begin(path, *FLAGS, command=fake_fit)
     folder = tmp_path / "out/sgd/seed-0"
     run, _ = pids(folder)
     wait_until(lambda: "id" in json.loads((folder / "job.json").read_text()))
@@ -93,14 +82,14 @@ def test_a_job_outlives_a_killed_study_and_the_next_one_waits_for_it(path, fake,
     assert identity(run) is not None
     timer = threading.Timer(1.0, (tmp_path / "go").touch)
     timer.start()
-    assert main([str(path), *FLAGS], command=fake) == 0
+    assert main([str(path), *FLAGS], command=fake_fit) == 0
     timer.join()
     assert statuses(tmp_path / "out") == [("sgd", 0, "finished")]
     assert trace.read_text().splitlines() == [f"sgd {CALLED}"], "it was started once"
 
 
-def test_a_preempted_job_goes_on_with_its_run(path, fake, trace, tmp_path):
-    study = begin(path, fake)
+def test_a_preempted_job_goes_on_with_its_run(path, fake_fit, trace, tmp_path):
+    study = begin(path, *FLAGS, command=fake_fit)
     folder = tmp_path / "out/sgd/seed-0"
     run, job = pids(folder)
     (folder / "pids").unlink()
@@ -113,8 +102,8 @@ def test_a_preempted_job_goes_on_with_its_run(path, fake, trace, tmp_path):
     assert statuses(tmp_path / "out") == [("sgd", 0, "finished")]
 
 
-def test_an_interrupted_study_cancels_its_jobs(path, fake, trace, tmp_path):
-    study = begin(path, fake)
+def test_an_interrupted_study_cancels_its_jobs(path, fake_fit, trace, tmp_path):
+    study = begin(path, *FLAGS, command=fake_fit)
     folder = tmp_path / "out/sgd/seed-0"
     run, job = pids(folder)
     record = identity(job)
@@ -124,25 +113,25 @@ def test_an_interrupted_study_cancels_its_jobs(path, fake, trace, tmp_path):
     wait_until(lambda: not is_alive(record))
     assert not (folder / "run.json").exists() and not (folder / "job.json").exists()
     (tmp_path / "go").touch()
-    assert main([str(path), *FLAGS], command=fake) == 0
+    assert main([str(path), *FLAGS], command=fake_fit) == 0
     assert trace.read_text().splitlines() == [f"sgd {CALLED}"] * 2
 
 
-def test_a_job_that_another_replaced_writes_nothing(path, fake, tmp_path, capsys):
+def test_a_job_that_another_replaced_writes_nothing(path, fake_fit, tmp_path, capsys):
     """Sent, and its study killed before it noted which job it is: nothing is guessed."""
     folder = tmp_path / "out/sgd/seed-0"
     folder.mkdir(parents=True)
     (folder / "job.json").write_text('{"token": "a"}')
-    assert main([str(path), *FLAGS], command=fake) == 2
+    assert main([str(path), *FLAGS], command=fake_fit) == 2
     assert "its job may be queued" in capsys.readouterr().err
-    assert main([str(path)], command=fake) == 2
+    assert main([str(path)], command=fake_fit) == 2
     assert "--launcher processes" in capsys.readouterr().err
     from rlsgd.study.arms import load_study
     from rlsgd.study.expansion import expand_runs
     from rlsgd.study.jobs import Work
 
     [run] = expand_runs(load_study(path))
-    Work(run, tuple(fake), 1, "b")()
+    Work(run, tuple(fake_fit), 1, "b")()
     assert {one.name for one in folder.iterdir()} == {"job.json"}
 
 
@@ -155,15 +144,17 @@ def test_a_job_that_another_replaced_writes_nothing(path, fake, tmp_path, capsys
         ({"timeout_min": 9}, FLAGS[:1], "cluster slurm: "),
     ],
 )
-def test_what_cannot_be_sent_is_one_line(job, flags, told, write_study, fake, capsys, monkeypatch):
+def test_what_cannot_be_sent_is_one_line(
+    job, flags, told, write_study, fake_fit, capsys, monkeypatch
+):
     monkeypatch.setenv("PATH", "")  # no srun
     path = write_study(arms=[SGD], seeds=[0], job=job)
-    assert main([str(path), *flags], command=fake) == 2
+    assert main([str(path), *flags], command=fake_fit) == 2
     error = capsys.readouterr().err
     assert "--launcher submitit" in error and told in error and error.count("\n") == 1
 
 
-def test_without_submitit_the_extra_is_named(path, fake, capsys, monkeypatch):
+def test_without_submitit_the_extra_is_named(path, fake_fit, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
-    assert main([str(path), *FLAGS], command=fake) == 2
+    assert main([str(path), *FLAGS], command=fake_fit) == 2
     assert "pip install 'rlsgd[slurm]'" in capsys.readouterr().err

@@ -4,22 +4,18 @@ import json
 import os
 import signal
 import subprocess
-import sys
 
 import pytest
 
 from rlsgd.core.processes import identity
 from rlsgd.study.orphans import PROCESS
+from tests.study.studies import begin
 from tests.study.test_runner import SGD, is_alive, wait_for
-
-STUDY = "import sys; from rlsgd.study.command import main; sys.exit(main(sys.argv[1:2],"
 
 
 def kill_study(path, fake_fit, folder) -> int:
     """Start a study, kill it with SIGKILL amid its run, and return the run's process."""
-    study = subprocess.Popen(
-        [sys.executable, "-c", f"{STUDY} command=sys.argv[2:]))", path, *fake_fit]
-    )
+    study = begin(path, command=fake_fit)
     pid = wait_for(folder / "pid")
     study.kill()
     study.wait()

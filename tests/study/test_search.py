@@ -3,7 +3,6 @@
 import json
 import re
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlsgd.study.command import main
+from tests.study.studies import begin
 from tests.study.test_runner import SGD, wait_for
 
 # Validates at 10 times the rate. It ends by itself unless it is worse than every run before it, or
@@ -34,13 +34,6 @@ with trace.open("a") as file:
 if trace.with_name("hang").exists() or (len(before) >= 6 and value < min(before)):
     time.sleep(600)
 """
-STUDY = "import sys; from rlsgd.study.command import main; sys.exit(main(sys.argv[1:4],"
-
-
-@pytest.fixture
-def fake(tmp_path: Path) -> list[str]:
-    (tmp_path / "fake.py").write_text(FAKE_FIT)
-    return [sys.executable, str(tmp_path / "fake.py")]
 
 
 @pytest.fixture
@@ -55,9 +48,9 @@ def trials(out: Path) -> list:
     return optuna.load_study(study_name="sgd", storage=f"sqlite:///{out / 'search.db'}").trials
 
 
-def test_hopeless_rates_are_given_up_and_the_best_is_reported(path, fake, trace, tmp_path):
+def test_hopeless_rates_are_given_up_and_the_best_is_reported(path, fake_fit, trace, tmp_path):
     out = tmp_path / "out"
-    assert main([str(path)], command=fake) == 0
+    assert main([str(path)], command=fake_fit) == 0
     arms = json.loads((out / "results.json").read_text())["arms"]
     rates = [arm["learning_rate"] for arm in arms if arm["seed"] == 0]
     assert len(set(rates)) == 8 and all(1e-5 <= rate <= 1e-1 for rate in rates)
@@ -84,14 +77,12 @@ def test_hopeless_rates_are_given_up_and_the_best_is_reported(path, fake, trace,
     assert "searched by Optuna" in report
 
 
-def test_a_killed_search_goes_on_with_the_rate_it_was_at(path, fake, trace, tmp_path, capsys):
+def test_a_killed_search_goes_on_with_the_rate_it_was_at(path, fake_fit, trace, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main([str(path), "--trials", "2"], command=fake) == 0
+    assert main([str(path), "--trials", "2"], command=fake_fit) == 0
     done = trace.read_text()
     (tmp_path / "hang").touch()
-    study = subprocess.Popen(
-        [sys.executable, "-c", f"{STUDY} command=sys.argv[4:]))", path, "--trials", "3", *fake]
-    )
+    study = begin(path, "--trials", "3", command=fake_fit)
     while len(lines := trace.read_text().splitlines()) < 5:
         assert study.poll() is None
         time.sleep(0.05)
@@ -101,7 +92,7 @@ def test_a_killed_search_goes_on_with_the_rate_it_was_at(path, fake, trace, tmp_
     study.wait()
     assert [t.state.name for t in trials(out)] == ["COMPLETE", "COMPLETE", "RUNNING"]
     (tmp_path / "hang").unlink()
-    assert main([str(path), "--trials", "4"], command=fake) == 0
+    assert main([str(path), "--trials", "4"], command=fake_fit) == 0
     assert trace.read_text().startswith(done)
     again = [line.split()[:2] for line in trace.read_text().splitlines()[5:]]
     assert again[:2] == [[name, "seed-0"], [name, "seed-1"]] and len(again) == 4
@@ -109,10 +100,10 @@ def test_a_killed_search_goes_on_with_the_rate_it_was_at(path, fake, trace, tmp_
     assert [t.state.name for t in found] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
     assert found[2].params == found[3].params
     before = trace.read_text()
-    assert main([str(path), "--trials", "4"], command=fake) == 0
+    assert main([str(path), "--trials", "4"], command=fake_fit) == 0
     assert trace.read_text() == before, "everything was done"
     assert len(json.loads((out / "results.json").read_text())["arms"]) == 8
-    assert main([str(path), "--seeds", "0"], command=fake) == 2
+    assert main([str(path), "--seeds", "0"], command=fake_fit) == 2
     assert "search.db was made with another configuration" in capsys.readouterr().err
 
 
@@ -125,15 +116,15 @@ def test_a_killed_search_goes_on_with_the_rate_it_was_at(path, fake, trace, tmp_
         ({}, ["--trials=0"], "trials must be at least 1, and needs search, not 0"),
     ],
 )
-def test_what_cannot_be_searched_is_one_line(changes, flags, told, write_study, fake, capsys):
+def test_what_cannot_be_searched_is_one_line(changes, flags, told, write_study, fake_fit, capsys):
     arm = SGD | {"learning_rate": [1e-5, 1e-1]}
     path = write_study(**{"arms": [arm], "search": "optuna", "trials": 2, **changes})
-    assert main([str(path), *flags], command=fake) == 2
+    assert main([str(path), *flags], command=fake_fit) == 2
     error = capsys.readouterr().err
     assert told in error and "Traceback" not in error
 
 
-def test_without_optuna_the_extra_is_named(path, fake, capsys, monkeypatch):
+def test_without_optuna_the_extra_is_named(path, fake_fit, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    assert main([str(path)], command=fake) == 2
+    assert main([str(path)], command=fake_fit) == 2
     assert "pip install 'rlsgd[search]'" in capsys.readouterr().err
