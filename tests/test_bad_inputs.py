@@ -207,7 +207,7 @@ CASES = [
         ["rates", "--config=grpo_embedded", "--optimizer=torch.optim.Sgd"],
         "--optimizer torch.optim.Sgd: no such class; write a class path",
     ),
-    (["rates", "--config=grpo_embedded", "--pilots=x"], "--pilots x: "),
+    (["rates", "--config=grpo_embedded", "--pilots=x"], "--pilots: invalid int value: 'x'"),
     (["rates", "--config=grpo_embeded"], "--config grpo_embeded: .* did you mean grpo_embedded"),
     ([*STUDY, "--jbos=3"], "--jbos: there is no such argument; did you mean --jobs?"),
     ([*STUDY, "--jobs=x"], "--jobs x: must be int"),
